@@ -1,0 +1,213 @@
+"""Coupled channels: which channels exist, which leave together, and which can't leave, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.errors import UsageError
+from onnxprune.flow import Flow, Site, flow, matching
+from onnxprune.graph import Graph
+from onnxprune.labels import BoolArray, Components, IntArray, Reason
+from onnxprune.shapes import Shapes, infer
+from onnxprune.weights import Array, Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """Where a group's channels live on one axis: ``positions[i]`` of the axis belongs to channel ``channels[i]``."""
+
+    site: Site
+    positions: IntArray
+    channels: IntArray
+    producer: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGroup:
+    """Channels that live on the same axes, each of which can leave by itself.
+
+    ``roots``: the label component of each channel. ``parameters``: elements of its producers' filters and of the vectors
+    that go with them. ``exact``: cutting equals masking.
+    """
+
+    name: str
+    roots: IntArray
+    members: tuple[Member, ...]
+    parameters: int
+    exact: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of channels."""
+        return len(self.roots)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The weight axes the channels live on."""
+        return tuple(m.site for m in self.members)
+
+    def slices(self, weights: Weights) -> Iterator[tuple[Array, IntArray]]:
+        """The filters of every producer, one stored tensor at a time.
+
+        Yields:
+            filters: float (positions, ...), the producer axis first.
+            channels: int (positions,), the channel each of them belongs to.
+        """
+        for member in self.members:
+            if member.producer:
+                values = np.moveaxis(weights.read(member.site.tensor), member.site.axis, 0)
+                whole = len(member.positions) == len(values) and bool((np.diff(member.positions) == 1).all())
+                yield (values if whole else values[member.positions]), member.channels
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A producer axis that can't be cut (or only in part: ``channels`` says how many stay whatever happens)."""
+
+    tensor: str
+    axis: int
+    channels: int
+    parameters: int
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """Everything that analysis finds out about a graph."""
+
+    graph: Graph
+    shapes: Shapes
+    flow: Flow
+    components: Components
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[Frozen, ...]
+
+    def labels(self, site: Site) -> IntArray:
+        """The labels of a weight axis."""
+        start = self.flow.sites[site]
+        return np.arange(start, start + self.graph.weights.shape(site.tensor)[site.axis])
+
+    def keeps(self, site: Site, removed: BoolArray) -> BoolArray:
+        """Which indices of a weight axis stay when the components marked in ``removed`` leave."""
+        return ~removed[self.components.root[self.labels(site)]]
+
+
+def analyse(graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Reason] | None = None) -> Coupling:
+    """Find the coupled channels of a graph.
+
+    Args:
+        freeze: shell-style patterns of node or tensor names to leave alone.
+        hold: more names to leave alone, each with its own reason.
+
+    Raises:
+        UsageError: a pattern matches nothing.
+        ModelError: onnxruntime can't load the model, or it declares absurd sizes.
+    """
+    names: dict[str, Reason] = dict(hold or {})
+    for pattern in freeze:
+        found = matching(graph, pattern)
+        if not found:
+            raise UsageError(f"--freeze {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
+        names |= {name: Reason(name, f"frozen by --freeze {pattern}") for name in found}
+    shapes = infer(graph)
+    return _choose_ways(graph, shapes, names)
+
+
+def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason]) -> Coupling:
+    """Where a split axis can be cut in two ways and the first turns out blocked, take the other if that one is free."""
+    state = flow(graph, shapes, {}, names)
+    components = state.space.components()
+    blocked = [i for i, (_, labels) in state.options.items() if components.held[labels].all()]
+    if blocked:
+        other = flow(graph, shapes, dict.fromkeys(blocked, 1), names)
+        others = other.space.components()
+        freed = [i for i in blocked if i in other.options and not others.held[other.options[i][1]].all()]
+        if freed:
+            state = flow(graph, shapes, dict.fromkeys(freed, 1), names)
+            components = state.space.components()
+    return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
+
+
+def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
+    """Components that live on exactly the same axes of all tensors form a group.
+
+    Activations count too: a group never loses its last channel, so no tensor ever runs empty.
+    """
+    root, held = components.root, components.held
+    rng = np.random.default_rng(0)
+    place = np.zeros(len(root), np.uint64)
+    for tensor in state.tensors.values():
+        for factor in tensor.factors:
+            here = np.unique(root[factor.labels])
+            place[here] ^= rng.integers(1, 1 << 63, dtype=np.uint64)
+    stored = np.zeros(len(root), np.bool_)
+    weights = state.graph.weights
+    for site, start in state.sites.items():
+        stored[root[start : start + weights.shape(site.tensor)[site.axis]]] = True
+    free = np.flatnonzero(stored & (held == 0) & (root == np.arange(len(root))))
+    if not free.size:
+        return ()
+    _, first, which = np.unique(place[free], return_index=True, return_inverse=True)
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first, kind="stable")] = np.arange(len(first))
+    group_of = np.full(len(root), -1, np.int64)
+    group_of[free] = number[which]
+    index_of = np.zeros(len(root), np.int64)
+    roots = [free[group_of[free] == g] for g in range(len(first))]
+    for members in roots:
+        index_of[members] = np.arange(len(members))
+    found: list[list[Member]] = [[] for _ in roots]
+    for site, start in state.sites.items():
+        here = root[start : start + weights.shape(site.tensor)[site.axis]]
+        groups = group_of[here]
+        for g in np.unique(groups[groups >= 0]):
+            positions = np.flatnonzero(groups == g)
+            producer = "producer" in state.roles.get(site, ())
+            found[g].append(Member(site, positions, index_of[here[positions]], producer))
+    return tuple(_group(state, r, tuple(m)) for r, m in zip(roots, found, strict=True))
+
+
+def _group(state: Flow, roots: IntArray, members: tuple[Member, ...]) -> ChannelGroup:
+    weights = state.graph.weights
+    counted = [m for m in members if m.producer or len(weights.shape(m.site.tensor)) == 1]
+    parameters = sum(
+        len(m.positions) * weights.count(m.site.tensor) // weights.shape(m.site.tensor)[m.site.axis]
+        for m in counted
+        if weights.is_parameter(m.site.tensor)
+    )
+    first = next((m for m in members if m.producer), members[0])
+    users = state.graph.consumers.get(first.site.tensor, [])
+    name = users[0].label if users else first.site.tensor
+    return ChannelGroup(name, roots, members, parameters)
+
+
+def _frozen(state: Flow, components: Components) -> tuple[Frozen, ...]:
+    """One entry per stored tensor whose producer axis is held, or of which no axis at all is free."""
+    weights, found = state.graph.weights, []
+    by_tensor: dict[str, list[Site]] = {}
+    for site in state.sites:
+        by_tensor.setdefault(site.tensor, []).append(site)
+    for tensor, sites in by_tensor.items():
+        if len(weights.shape(tensor)) < 2 or not weights.is_parameter(tensor):
+            continue
+        producers = [s for s in sites if "producer" in state.roles.get(s, ())]
+        if not producers and any(not _held(state, components, s).all() for s in sites):
+            continue
+        site = producers[0] if producers else sites[0]
+        held = _held(state, components, site)
+        if held.any():
+            label = state.sites[site] + int(np.flatnonzero(held)[0])
+            reason = components.reason(label)
+            share = weights.count(tensor) * int(held.sum()) // len(held)
+            found.append(Frozen(tensor, site.axis, int(held.sum()), share, reason.text, reason.node))
+    return tuple(found)
+
+
+def _held(state: Flow, components: Components, site: Site) -> BoolArray:
+    start = state.sites[site]
+    held: BoolArray = components.held[start : start + state.graph.weights.shape(site.tensor)[site.axis]] > 0
+    return held

@@ -1,0 +1,49 @@
+"""Every error a caller can meet, and the exit status the command line gives it.
+
+    OnnxpruneError           something failed; nothing was written          exit 1
+    ├── ModelError           the file is not a model that can be pruned
+    ├── PlanError            a plan does not fit the model
+    ├── DataError            calibration or evaluation data do not fit the model
+    ├── OptionError          an option has a value that makes no sense
+    ├── OutputError          the result can't be written
+    ├── VerificationError    pruned and masked model disagree, or a runtime refuses the result
+    └── UsageError           the request itself is incomplete               exit 2
+
+Messages are one line and say where, what, why and what to do.
+"""
+
+
+class OnnxpruneError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ModelError(OnnxpruneError):
+    """The given file or proto is not a model that can be read, understood or run."""
+
+
+class PlanError(OnnxpruneError):
+    """A plan names tensors, axes or indices that the model does not have, or splits coupled channels."""
+
+
+class DataError(OnnxpruneError):
+    """Data whose names, shapes, types or values do not fit the model."""
+
+
+class OptionError(OnnxpruneError):
+    """An option outside the range in which it means something."""
+
+
+class OutputError(OnnxpruneError):
+    """The output path can't be used."""
+
+
+class VerificationError(OnnxpruneError):
+    """The pruned model does not equal the masked original, or onnxruntime refuses it."""
+
+
+class UsageError(OnnxpruneError):
+    """The call lacks something it needs, or names something that does not exist."""
+
+    exit_code = 2

@@ -1,0 +1,194 @@
+"""Plan: which indices stay at every cut weight axis. Pure data: print it, save it, replay it, mask it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.channels import ChannelGroup, Coupling
+from onnxprune.errors import OptionError, OutputError, PlanError
+from onnxprune.flow import Site
+from onnxprune.labels import BoolArray
+
+SCHEMA = "onnxprune.plan/1"
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSite:
+    """The indices of one weight axis that stay, sorted; ``of`` is the axis' original size."""
+
+    tensor: str
+    axis: int
+    of: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All cut weight axes of a model, which is known by the SHA-256 of its file."""
+
+    model_sha256: str
+    sites: tuple[PlanSite, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON data (schema ``onnxprune.plan/1``)."""
+        sites = [{"tensor": s.tensor, "axis": s.axis, "of": s.of, "keep": list(s.keep)} for s in self.sites]
+        return {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites}
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
+        try:
+            Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"plan {str(path)!r} can't be written: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: the file can't be read, or is not a plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"plan {str(path)!r} can't be read: {error.strerror}; check the path") from error
+        except ValueError as error:
+            raise PlanError(f"plan {str(path)!r} is not JSON: {error}; save it again with --save-plan") from error
+        try:
+            if data["schema"] != SCHEMA:
+                raise PlanError(f"plan {str(path)!r} has schema {data['schema']!r}, this version reads {SCHEMA!r}")
+            sites = tuple(
+                PlanSite(str(s["tensor"]), int(s["axis"]), int(s["of"]), tuple(int(k) for k in s["keep"])) for s in data["sites"]
+            )
+            return cls(str(data["model_sha256"]), sites)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"plan {str(path)!r} lacks or misspells {error}; save it again with --save-plan") from error
+
+
+def make_plan(coupling: Coupling, removed: BoolArray) -> Plan:
+    """Write down the removal of label components as a plan."""
+    sites = []
+    for site in coupling.flow.sites:
+        keep = coupling.keeps(site, removed)
+        if not keep.all():
+            sites.append(PlanSite(site.tensor, site.axis, len(keep), tuple(np.flatnonzero(keep).tolist())))
+    return Plan(coupling.graph.sha256, tuple(sites))
+
+
+def removed_by(coupling: Coupling, plan: Plan) -> BoolArray:
+    """The label components that a plan removes: the way back from :func:`make_plan`.
+
+    Raises:
+        PlanError: the plan names what the model does not have, cuts what can't be cut, or splits coupled channels.
+    """
+    removed = np.zeros(len(coupling.components.root), np.bool_)
+    for cut in plan.sites:
+        site = Site(cut.tensor, cut.axis)
+        where = f"plan: axis {cut.axis} of {cut.tensor!r}"
+        if site not in coupling.flow.sites:
+            raise PlanError(f"{where} does not exist in this model; the plan was made for another one")
+        labels = coupling.labels(site)
+        if cut.of != len(labels):
+            raise PlanError(f"{where} has {len(labels)} channels here, the plan says {cut.of}; it was made for another model")
+        if not cut.keep or not all(0 <= k < cut.of for k in cut.keep):
+            raise PlanError(f"{where}: the kept indices must be 1 to {cut.of} numbers from 0 to {cut.of - 1}")
+        drop = np.setdiff1d(np.arange(cut.of), cut.keep)
+        blocked = drop[coupling.components.held[labels[drop]] > 0]
+        if blocked.size:
+            reason = coupling.components.reason(int(labels[blocked[0]]))
+            raise PlanError(f"{where}: channel {int(blocked[0])} can't be cut: {reason.text} (node {reason.node!r})")
+        removed[coupling.components.root[labels[drop]]] = True
+    listed = {Site(s.tensor, s.axis): s.keep for s in plan.sites}
+    for again in make_plan(coupling, removed).sites:
+        if listed.get(Site(again.tensor, again.axis)) != again.keep:
+            raise PlanError(
+                f"plan: axis {again.axis} of {again.tensor!r} must keep {len(again.keep)} of {again.of} channels, because "
+                "other cuts in the plan take the rest along; cut coupled channels together"
+            )
+    for group in coupling.groups:
+        if removed[group.roots].all():
+            raise PlanError(f"plan: nothing would be left of group {group.name!r}; keep at least one of its {group.size} channels")
+    return removed
+
+
+def allocate(
+    coupling: Coupling,
+    scores: Sequence[Scores],
+    *,
+    ratio: float,
+    scope: str = "uniform",
+    min_channels: int = 1,
+    round_to: int = 1,
+) -> BoolArray:
+    """Decide which channels leave: the lowest scores.
+
+    Args:
+        scores: float64 ``(channels,)`` for each group, larger = keep.
+        ratio: fraction of channels to remove, in [0, 1).
+        scope: ``"uniform"`` removes ``floor(n ratio + 1e-9)`` of every group's ``n`` channels. ``"global"`` ranks all
+            channels together; to make layers comparable, a group's scores are divided by their mean first.
+        min_channels: what every group keeps at least.
+        round_to: axes keep a multiple of this many indices, rounded up.
+
+    Returns:
+        bool, one entry per label component: whether it leaves.
+
+    Raises:
+        OptionError: an option outside its range.
+    """
+    if not 0 <= ratio < 1:
+        raise OptionError(f"ratio is {ratio}; it is the fraction of channels to remove, 0 <= ratio < 1")
+    if min_channels < 1:
+        raise OptionError(f"min-channels is {min_channels}; every layer keeps at least 1 channel")
+    if round_to < 1:
+        raise OptionError(f"round-to is {round_to}; kept channels are rounded up to a multiple of it, at least 1")
+    groups = coupling.groups
+    if scope == "uniform":
+        counts = [int(np.floor(g.size * ratio + 1e-9)) for g in groups]
+    elif scope == "global":
+        counts = _global_counts(groups, scores, ratio, min_channels)
+    else:
+        raise OptionError(f"scope is {scope!r}; choose uniform or global")
+    removed = np.zeros(len(coupling.components.root), np.bool_)
+    for group, values, count in zip(groups, scores, counts, strict=True):
+        keep = min(group.size, max(group.size - count, min_channels))
+        step = _step(group, round_to)
+        keep = min(group.size, -(-keep // step) * step)
+        order = np.argsort(values, kind="stable")
+        removed[group.roots[order[: group.size - keep]]] = True
+    return removed
+
+
+def _global_counts(groups: Sequence[ChannelGroup], scores: Sequence[Scores], ratio: float, min_channels: int) -> list[int]:
+    """How many channels each group loses when all are ranked together, the last ``min_channels`` of each aside."""
+    total = sum(g.size for g in groups)
+    ranked: list[Scores] = []
+    for values in scores:
+        mean = float(np.mean(values)) if values.size else 0.0
+        scaled = np.sort(values / mean if mean > 0 else np.zeros_like(values))
+        ranked.append(scaled[: max(0, len(scaled) - min_channels)])
+    owner = np.repeat(np.arange(len(groups)), [len(r) for r in ranked])
+    order = np.argsort(np.concatenate(ranked), kind="stable") if ranked else np.zeros(0, np.int64)
+    lost = owner[order[: int(np.floor(total * ratio + 1e-9))]]
+    return np.bincount(lost, minlength=len(groups)).tolist()
+
+
+def _step(group: ChannelGroup, round_to: int) -> int:
+    """Channels per step so that the positions kept on the group's producer axis are a multiple of ``round_to``."""
+    member = next((m for m in group.members if m.producer), group.members[0])
+    width = max(1, len(member.positions) // group.size)
+    return round_to // gcd(round_to, width)

@@ -1,0 +1,45 @@
+"""TABLE 1: how operators tie channel axes.
+
+A computing operator is a line of notation: the axes of its operands, then those of its result. The same letter is the
+same channels; a weight's letter that reaches the result is a *producer* axis, one that is summed away a *consumer* axis.
+
+    n i *, o i *, o -> n o *       Conv with one group
+    n (g i) *, (g o) i * ...       an axis composed of two: groups times channels per group
+    *                              the remaining axes: positions, never cut
+    ...                            the remaining axes, tied one by one with broadcasting
+    !c                             an axis whose indices mix: must stay whole
+    1                              an axis of size one
+    _                              one position axis, never cut
+
+A movement operator only moves elements. It has no notation: it is run on labels (see :mod:`onnxprune.channels`).
+
+To add an operator, add a row to the file of its family:
+
+>>> from onnxprune.rules import find
+>>> find("Conv").signature
+'n (g i) *, (g o) i *, (g o) -> n (g o) *'
+>>> find("NoSuchOperator") is None
+True
+"""
+
+from onnxprune.rules import elementwise, linear, movement, normalization, pooling, reduction
+from onnxprune.rules.notation import Call, Pattern, Signature, parse
+from onnxprune.rules.registry import Kind, Resize, Rule, find, table
+
+__all__ = [
+    "Call",
+    "Kind",
+    "Pattern",
+    "Resize",
+    "Rule",
+    "Signature",
+    "elementwise",
+    "find",
+    "linear",
+    "movement",
+    "normalization",
+    "parse",
+    "pooling",
+    "reduction",
+    "table",
+]

@@ -1,0 +1,78 @@
+"""Operators that work on each element alone, or on elements at the same place."""
+
+from dataclasses import replace
+
+from onnxprune.rules.notation import Call, Signature, parse
+from onnxprune.rules.registry import ALL, add
+
+
+def _first_only(call: Call) -> Signature:
+    """The first operand's axes pass; the others are scalars or options."""
+    return parse("... -> ..." + ", ..." * (len(call.outputs) - 1))
+
+
+def _broadcast(call: Call) -> Signature:
+    return parse(", ".join(["..."] * len(call.inputs)) + " -> ...")
+
+
+def _clip(call: Call) -> Signature:
+    """Zero stays zero if it lies within the bounds (attributes before opset 11, operands since)."""
+    low, high = call.attribute("min"), call.attribute("max")
+    if call.version >= 11:
+        low, high = (call.value(k) if call.node.input(k) else None for k in (1, 2))
+        known = all(call.value(k) is not None for k in (1, 2) if call.node.input(k))
+    else:
+        known = True
+    inside = known and (low is None or float(low) <= 0) and (high is None or float(high) >= 0)
+    return replace(parse("... -> ..."), zero=inside)
+
+
+def _power(call: Call) -> Signature | None:
+    """Of a positive constant exponent; any other makes infinities of zeros."""
+    exponent = call.value(1)
+    return parse("..., ... -> ...") if exponent is not None and (exponent > 0).all() else None
+
+
+def _quantize(call: Call) -> Signature | None:
+    """Scale and zero point are scalars, or vectors along ``axis``; blocks of a finer kind are not covered."""
+    if call.rank(1) == 0 or call.shape(1) == (1,):
+        return parse("... -> ...")
+    if call.rank(1) != 1 or call.attribute("block_size", 0):
+        return None
+    axis = call.axis(default=1)
+    letters = [f"a{i}" for i in range(call.rank())]
+    operands = [" ".join(letters), letters[axis], *([letters[axis]] if call.node.input(2) else [])]
+    return parse(f"{', '.join(operands)} -> {' '.join(letters)}")
+
+
+# f(0) = 0: a removed channel stays zero ------------------------------------------------------------------------------
+add(
+    *("Relu LeakyRelu Elu Selu Celu Gelu Mish Swish HardSwish ThresholdedRelu Softsign Shrink Tanh Sin Sinh Asin Asinh".split()),
+    *("Tan Atan Atanh Abs Neg Sign Sqrt Erf Round Floor Ceil Cast Identity IsNaN IsInf BitwiseNot".split()),
+    signature="... -> ...",
+    build=_first_only,
+    times=(0,),
+)
+add("Clip", signature="... -> ...", build=_clip, times=(0,))
+add("Pow", signature="..., ... -> ...", build=_power, times=(0,), note="positive constant exponents")
+add("Dropout", signature="... -> ..., ...", build=_first_only, times=(0,))
+add("PRelu", signature="..., ... -> ...", times=(0,))
+add("Mul", "And", "BitwiseAnd", signature="..., ... -> ...", times=(0, 1))
+add("Add", "Sub", "Or", "Xor", "BitwiseOr", signature="..., ... -> ...", plus=ALL)
+add("Sum", "Max", "Min", "Mean", signature="..., ... -> ...", build=_broadcast, plus=ALL)
+add("Where", signature="..., ..., ... -> ...", plus=(1, 2))
+add("Div", "Mod", signature="..., ... -> ...", times=(0,), divides=(1,), note="a divisor of zeros is a barrier")
+add("CastLike", signature="... -> ...", build=_first_only, times=(0,))
+add("DequantizeLinear", signature="a c *, c, c -> a c *", build=_quantize, times=(1,))
+add("QuantizeLinear", signature="a c *, c, c -> a c *", build=_quantize, zero=False, divides=(1,))
+
+# f(0) != 0: nothing is known of a removed channel ---------------------------------------------------------------------
+add(
+    *("Sigmoid HardSigmoid Softplus Exp Cos Cosh Acos Acosh Not".split()),
+    signature="... -> ...",
+    build=_first_only,
+    zero=False,
+)
+add("Log", "Reciprocal", signature="... -> ...", build=_first_only, zero=False, divides=(0,), note="of zeros is a barrier")
+add("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", signature="..., ... -> ...", zero=False)
+

@@ -1,0 +1,103 @@
+"""Sums of products: convolutions, matrix products."""
+
+import math
+
+from onnxprune.rules.notation import Call, Signature, parse
+from onnxprune.rules.registry import Kept, Resize, add
+from onnxprune.shapes import Shape
+
+
+def _conv(call: Call) -> Signature | None:
+    """One group, depthwise, or general groups: the groups are an axis of their own."""
+    group = int(call.attribute("group", 1))
+    if group == 1:
+        return parse("n i *, o i *, o -> n o *")
+    return parse("n (g i) *, (g o) i *, (g o) -> n (g o) *", g=group)
+
+
+def _conv_transpose(call: Call) -> Signature | None:
+    group = int(call.attribute("group", 1))
+    if group == 1:
+        return parse("n i *, i o *, o -> n o *")
+    return parse("n (g i) *, (g i) o *, (g o) -> n (g o) *", g=group)
+
+
+def _regroup(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shape | None, ...], kept: Kept) -> Resize:
+    """``group`` becomes the number of groups of which anything is left."""
+    group = int(call.attribute("group", 1))
+    left = int(kept("input", 0, 1).reshape(group, -1).any(axis=1).sum())
+    return Resize({}, {"group": left} if left != group else {})
+
+
+def _gemm(call: Call) -> Signature:
+    a = "k m" if call.attribute("transA", 0) else "m k"
+    b = "n k" if call.attribute("transB", 0) else "k n"
+    bias = {0: "", 1: "n", 2: "m n"}[min(call.rank(2), 2)]
+    return parse(f"{a}, {b}, {bias} -> m n")
+
+
+def _matmul(call: Call) -> Signature:
+    a = "k" if call.rank(0) == 1 else "... m k"
+    b = "k" if call.rank(1) == 1 else "... k n"
+    rows = "" if call.rank(0) == 1 else " m"
+    columns = "" if call.rank(1) == 1 else " n"
+    return parse(f"{a}, {b} -> ...{rows}{columns}")
+
+
+def _einsum(call: Call) -> Signature | None:
+    """The equation is the notation already; repeated letters in one operand (diagonals) are not covered."""
+    equation = str(call.attribute("equation", "")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = left.replace("...", "").replace(",", "")
+        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    names: dict[str, str] = {}
+    spaced = []
+    for term in (*terms, right):
+        plain = term.replace("...", "")
+        if len(set(plain)) != len(plain) or not plain.isalpha() and plain:
+            return None
+        ellipsis = term.find("...")
+        tokens = [names.setdefault(c, f"e{len(names)}") for c in plain]
+        spaced.append(" ".join(tokens if ellipsis < 0 else [*tokens[:ellipsis], "...", *tokens[ellipsis:]]))
+    return parse(", ".join(spaced[:-1]) + " -> " + spaced[-1])
+
+
+def macs(call: Call) -> int:
+    """Multiply-accumulate operations of one run of the node; 0 for anything that is not a sum of products."""
+    op, out = call.node.op, math.prod(call.outputs[0] or (0,)) if call.outputs else 0
+    if op in ("Conv", "ConvInteger", "QLinearConv"):
+        return out * math.prod(call.shape(3 if op == "QLinearConv" else 1)[1:])
+    if op == "ConvTranspose":
+        return math.prod(call.shape(0)) * math.prod(call.shape(1)[1:])
+    if op == "Gemm":
+        return out * call.shape(0)[0 if call.attribute("transA", 0) else 1]
+    if op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
+        return out * call.shape(0)[-1]
+    if op == "Einsum":
+        return _einsum_macs(call)
+    return 0
+
+
+def _einsum_macs(call: Call) -> int:
+    signature = _einsum(call)
+    sizes: dict[object, int] = {}
+    for k, pattern in enumerate(signature.operands if signature else ()):
+        tokens = pattern.expand(call.rank(k)) or ()
+        sizes.update(zip(tokens, call.shape(k), strict=False))
+    return math.prod(sizes.values()) if len(call.inputs) > 1 else 0
+
+
+add("Conv", signature="n (g i) *, (g o) i *, (g o) -> n (g o) *", build=_conv, times=(1,), plus=(2,), resize=_regroup)
+add(
+    "ConvTranspose",
+    signature="n (g i) *, (g i) o *, (g o) -> n (g o) *",
+    build=_conv_transpose,
+    times=(1,),
+    plus=(2,),
+    resize=_regroup,
+)
+add("Gemm", signature="m k, k n, n -> m n", build=_gemm, times=(0, 1), plus=(2,), note="any trans, alpha, beta")
+add("MatMul", signature="... m k, ... k n -> ... m n", build=_matmul, times=(0, 1))
+add("Einsum", signature="(the equation)", build=_einsum, times=(0, 1, 2, 3), note="without diagonals")

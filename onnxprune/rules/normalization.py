@@ -1,0 +1,86 @@
+"""Normalization, and other operators that work over one axis as a whole."""
+
+from onnxprune.rules.notation import Call, Signature, parse
+from onnxprune.rules.registry import Kept, Kind, Resize, add
+from onnxprune.shapes import Shape
+
+
+def _batch_norm(call: Call) -> Signature | None:
+    """Statistics per channel; the training forms are not covered."""
+    if call.attribute("training_mode", 0) or call.attribute("spatial", 1) == 0:
+        return None
+    extra = ", c" * (len(call.outputs) - 1)
+    return parse(f"n c *, c, c, c, c -> n c *{extra}")
+
+
+def _layer_norm(call: Call) -> Signature:
+    """Everything from ``axis`` on is normalised together; the axes before it pass."""
+    axis = call.axis(default=-1)
+    letters = [f"a{i}" for i in range(call.rank())]
+    data = " ".join(letters[:axis] + [f"!{c}" for c in letters[axis:]])
+    tail = [" ".join(letters[call.rank() - call.rank(k) :]) for k in range(1, len(call.inputs))]
+    statistics = " ".join(letters[:axis] + ["1"] * (call.rank() - axis))
+    results = [" ".join(letters), *[statistics] * (len(call.outputs) - 1)]
+    return parse(f"{', '.join([data, *tail])} -> {', '.join(results)}")
+
+
+def _group_norm(call: Call) -> Signature:
+    """Whole groups may leave. Scale and bias are per group in opset 18, per channel since 21."""
+    group = int(call.attribute("num_groups", 1))
+    affine = "(g c)" if call.version >= 21 else "g"
+    return parse(f"n (g !c) *, {affine}, {affine} -> n (g c) *", g=group)
+
+
+def _fewer_groups(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shape | None, ...], kept: Kept) -> Resize:
+    group = int(call.attribute("num_groups", 1))
+    left = int(kept("input", 0, 1).reshape(group, -1).any(axis=1).sum())
+    return Resize({}, {"num_groups": left} if left != group else {})
+
+
+def _softmax(call: Call) -> Signature:
+    """One axis since opset 13; before, all axes from ``axis`` on."""
+    since_13 = call.version >= 13
+    axis = call.axis(default=-1 if since_13 else 1)
+    mixed = range(axis, axis + 1) if since_13 else range(axis, call.rank())
+    return _over(call.rank(), mixed)
+
+
+def _one_axis(call: Call) -> Signature | None:
+    """The axis is an attribute, or (CumSum) an operand."""
+    if call.node.op != "CumSum":
+        return _over(call.rank(), [call.axis(default=-1 if call.node.op == "LpNormalization" else 0)])
+    axis = call.value(1)
+    return None if axis is None else _over(call.rank(), [int(axis) % max(1, call.rank())])
+
+
+def _over(rank: int, mixed: "range | list[int]") -> Signature:
+    letters = [f"a{i}" for i in range(rank)]
+    data = " ".join(f"!{c}" if i in mixed else c for i, c in enumerate(letters))
+    return parse(f"{data} -> {' '.join(letters)}")
+
+
+add("BatchNormalization", signature="n c *, c, c, c, c -> n c *", build=_batch_norm, times=(1,), plus=(2,))
+add(
+    "InstanceNormalization",
+    kind=Kind.MIXING,
+    signature="n c *, c, c -> n c *",
+    times=(1,),
+    plus=(2,),
+    note="exporters write GroupNorm with it: whole groups leave",
+)
+add(
+    "GroupNormalization",
+    kind=Kind.MIXING,
+    signature="n (g !c) *, (g c), (g c) -> n (g c) *",
+    build=_group_norm,
+    times=(1,),
+    plus=(2,),
+    resize=_fewer_groups,
+    note="whole groups leave",
+)
+add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=_layer_norm, zero=False)
+add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=_layer_norm, zero=False)
+add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=_softmax, zero=False)
+add("LpNormalization", "CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
+add("MeanVarianceNormalization", kind=Kind.MIXING, signature="!n c !h !w -> n c h w", zero=False)
+add("LRN", kind=Kind.MIXING, signature="n !c * -> n c *", times=(0,))

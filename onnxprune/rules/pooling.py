@@ -1,0 +1,39 @@
+"""Pooling and resampling: each channel for itself."""
+
+from onnxprune.rules.notation import Call, Signature, parse
+from onnxprune.rules.registry import Kept, Kind, Resize, add
+from onnxprune.shapes import Shape
+
+
+def _pool(call: Call) -> Signature | None:
+    """MaxPool's second result counts positions over all channels, so it is covered only where nothing asks for it."""
+    return None if len(call.node.outputs) > 1 and call.node.outputs[1] else parse("n c * -> n c *")
+
+
+def _resize(call: Call) -> Signature | None:
+    """Axes that keep their size pass, the others are resampled."""
+    before, after = call.shape(0), call.outputs[0]
+    if after is None or len(before) != len(after):
+        return None
+    letters = [f"a{i}" if old == new else "_" for i, (old, new) in enumerate(zip(before, after, strict=True))]
+    return parse(f"{' '.join(letters)} -> {' '.join(letters)}")
+
+
+def _new_sizes(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shape | None, ...], kept: Kept) -> Resize:
+    sizes = call.value(3)
+    if sizes is None or sizes.size == 0 or outputs[0] is None:
+        return Resize({}, {})
+    axes = call.attribute("axes") or range(call.rank())
+    wanted = sizes.copy()
+    for place, axis in enumerate(axes):
+        wanted[place] = outputs[0][axis]
+    return Resize({3: wanted}, {})
+
+
+add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), note="without the indices")
+add("AveragePool", "LpPool", signature="n c * -> n c *", times=(0,))
+add("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
+add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes)
+add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,))
+add("GridSample", signature="n c *, n * -> n c *", times=(0,))
+add("RoiAlign", signature="n c *, r *, r -> r c *", kind=Kind.EXACT, times=(0,))

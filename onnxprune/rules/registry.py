@@ -1,0 +1,94 @@
+"""One table of rules, filled by the family modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from onnxprune.graph import STANDARD
+from onnxprune.rules.notation import Call, Signature, parse
+from onnxprune.shapes import Shape
+from onnxprune.weights import Array
+
+
+class Kind(Enum):
+    """What cutting channels through an operator means."""
+
+    EXACT = "exact"
+    """The pruned model equals the masked one."""
+    MIXING = "mixing"
+    """The axis it works over stays whole, because the remaining values would change; the others are exact."""
+    MOVEMENT = "movement"
+    """Only moves elements; it is run on labels."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """New values of what hard-codes a size: operands by index, attributes by name (None removes one)."""
+
+    operands: Mapping[int, Array]
+    attributes: Mapping[str, Any]
+
+
+Resizer = Callable[[Call, tuple[Shape | None, ...], tuple[Shape | None, ...], "Kept"], Resize]
+"""(call, new input shapes, new output shapes, which indices stay) -> what has to change in the node."""
+
+Kept = Callable[[str, int, int], Array]
+"""(``"input"`` or ``"output"``, position, axis) -> bool array: which indices of that axis stay."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table.
+
+    ``times`` and ``plus`` say when a removed channel of the result is exactly zero in the masked model: if it is in any
+    operand of ``times`` (all of them count as absent where the tuple is empty) and in every operand of ``plus``.
+    ``ALL`` stands for every operand, ``zero=False`` for never.
+    """
+
+    op: str
+    domain: str
+    kind: Kind
+    signature: str
+    build: Callable[[Call], Signature | None] | None = None
+    times: tuple[int, ...] = ()
+    plus: tuple[int, ...] | None = ()
+    zero: bool = True
+    divides: tuple[int, ...] = ()
+    data: tuple[int, ...] | None = (0,)
+    fills: bool = False
+    resize: Resizer | None = None
+    note: str = ""
+
+    def fit(self, call: Call) -> Signature | None:
+        """The notation for this call; None where the call is outside what the rule covers."""
+        return self.build(call) if self.build is not None else parse(self.signature)
+
+
+ALL = None
+
+_RULES: dict[tuple[str, str], Rule] = {}
+
+
+def add(*ops: str, domain: str = "", kind: Kind = Kind.EXACT, signature: str = "", **options: Any) -> None:
+    """Add one row for each operator name.
+
+    Raises:
+        ValueError: there is a row for it already.
+    """
+    for op in ops:
+        if (domain, op) in _RULES:
+            raise ValueError(f"operator {domain or 'ai.onnx'}.{op} has a rule already")
+        _RULES[domain, op] = Rule(op, domain, kind, signature, **options)
+
+
+def find(op: str, domain: str = "") -> Rule | None:
+    """The rule for an operator, or None: an operator without a rule is a barrier."""
+    return _RULES.get(("" if domain in STANDARD else domain, op))
+
+
+def table() -> Iterator[Rule]:
+    """All rows, sorted by name."""
+    return iter(sorted(_RULES.values(), key=lambda r: (r.domain, r.op)))

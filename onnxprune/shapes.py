@@ -1,0 +1,254 @@
+"""Concrete shapes, and the values of shape arithmetic, for every tensor of a graph.
+
+Dynamic dimensions get probe sizes. Small values that depend on nothing but constants and shapes (``Shape -> Gather ->
+Concat -> Reshape`` chains) are computed along; each element knows whether it is *static*, written down somewhere in the
+model, or follows the shapes by itself. Where static inference gives up, one run in onnxruntime answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from onnxprune.errors import ModelError
+from onnxprune.graph import Graph, Node
+from onnxprune.runtime import PROBE_SIZES, Session, concrete, random_feeds, tapped
+from onnxprune.weights import Array
+
+Shape = tuple[int, ...]
+BoolArray = npt.NDArray[np.bool_]
+
+VALUE_LIMIT = 4096
+"""Values of at most this many elements are followed; shape arithmetic has a handful."""
+
+ELEMENT_LIMIT = 1 << 31
+"""A tensor declared larger than this is refused: no device this is meant for could hold it."""
+
+_MOVING = frozenset("Concat Gather Unsqueeze Squeeze Slice Reshape Identity Cast Split Transpose".split())
+_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+
+
+class Executor:
+    """Runs single nodes of a graph on arrays, with ONNX's reference evaluator."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
+        self._cache: dict[int, ReferenceEvaluator] = {}
+
+    def __call__(
+        self, node: Node, inputs: Sequence[Array | None], attributes: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Results in the order of the node's (named) outputs, for arrays in the order of its inputs.
+
+        ``attributes`` replace the node's own for this run (None removes one). Raises whatever the evaluator raises when
+        it can't run the node on these arrays.
+        """
+        if node.index not in self._cache or attributes or len(inputs) != len(node.inputs):
+            proto = NodeProto()
+            proto.CopyFrom(self._graph.proto.graph.node[node.index])
+            del proto.input[:]
+            proto.input.extend(f"in{k}" if array is not None else "" for k, array in enumerate(inputs))
+            kept = [a for a in proto.attribute if a.name not in (attributes or {})]
+            kept += [helper.make_attribute(k, v) for k, v in (attributes or {}).items() if v is not None]
+            del proto.attribute[:]
+            proto.attribute.extend(kept)
+            ports = [onnx.ValueInfoProto(name=n) for n in proto.input if n]
+            body = helper.make_graph([proto], "node", ports, [onnx.ValueInfoProto(name=n) for n in node.outputs if n])
+            self._cache[node.index] = ReferenceEvaluator(helper.make_model(body, opset_imports=self._opset))
+        feeds = {f"in{k}": array for k, array in enumerate(inputs) if array is not None}
+        with np.errstate(all="ignore"):
+            return list(self._cache[node.index].run(None, feeds))
+
+
+@dataclass
+class Shapes:
+    """What is known of every tensor by name. ``static`` has the shape of ``values``: which elements are constants."""
+
+    inputs: dict[str, Shape]
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    elem_types: dict[str, int] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    static: dict[str, BoolArray] = field(default_factory=dict)
+
+    def get(self, name: str) -> Shape | None:
+        """The concrete shape, or None where it is not known."""
+        return self.shapes.get(name)
+
+    def value(self, name: str) -> Array | None:
+        """The value, or None where it is not known or too large to be followed."""
+        return self.values.get(name)
+
+    def set_value(self, name: str, value: Array, static: BoolArray | bool) -> None:
+        """Record a value together with its shape and type."""
+        self.values[name] = value
+        self.static[name] = np.broadcast_to(np.asarray(static), value.shape)
+        self.shapes[name] = value.shape
+        self.elem_types.setdefault(name, helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+def infer(graph: Graph) -> Shapes:
+    """Shapes and values of every tensor, at the first probe size that fits the model.
+
+    A model that runs at none of them (it wants particular sizes) keeps some shapes unknown, which makes barriers.
+
+    Raises:
+        ModelError: a tensor is declared absurdly large, or onnxruntime can't load the model.
+    """
+    shapes = _walk(graph, _inputs(graph, PROBE_SIZES[0]), {})
+    if _complete(graph, shapes):
+        return shapes
+    names = [n for node in graph.nodes for n in node.outputs]
+    session = Session(tapped(graph.assemble(), names), optimise=False)
+    for size in PROBE_SIZES if _dynamic(graph) else PROBE_SIZES[:1]:
+        inputs = _inputs(graph, size)
+        try:
+            results = session.run(random_feeds(graph.inputs, inputs, np.random.default_rng(0)))
+        except ModelError:
+            continue
+        seen = {n: (r.shape, r.dtype) for n, r in zip(session.outputs, results, strict=True) if isinstance(r, np.ndarray)}
+        return _walk(graph, inputs, seen)
+    return shapes
+
+
+def follow(graph: Graph, node: Node, shapes: Shapes, execute: Executor) -> bool:
+    """Compute the node's outputs as values if they follow from known values and shapes; say whether they did."""
+    if node.op in ("Shape", "Size") and node.standard:
+        shape = shapes.get(node.inputs[0])
+        if shape is None:
+            return False
+        dims = np.array(shape, np.int64)
+        value = np.array(math.prod(shape), np.int64) if node.op == "Size" else dims[_span(node, len(shape))]
+        shapes.set_value(node.outputs[0], value, False)
+        return True
+    names = [n for n in node.inputs if n]
+    if not node.standard or node.captured or node.op in _RANDOM or not names or any(n not in shapes.values for n in names):
+        return False
+    if any(isinstance(v, onnx.GraphProto) for v in node.attributes.values()):
+        return False
+    if node.op in ("ConstantOfShape", "Expand", "Tile", "Range") and _grows(node, shapes):
+        return False
+    try:
+        results = execute(node, [shapes.value(n) if n else None for n in node.inputs])
+    except Exception:  # the evaluator's errors have no common base; whatever it can't do stays unknown
+        return False
+    if not all(isinstance(r, np.ndarray | np.generic) and np.size(r) <= VALUE_LIMIT for r in results):
+        return False
+    masks = _static_of(node, shapes, execute, results)
+    for name, value, mask in zip(filter(None, node.outputs), results, masks, strict=True):
+        shapes.set_value(name, np.asarray(value), mask)
+    return True
+
+
+def _grows(node: Node, shapes: Shapes) -> bool:
+    value = shapes.values[node.inputs[-1]]
+    if node.op == "Range":
+        return bool(np.abs(value).max(initial=0) > VALUE_LIMIT)
+    return math.prod(int(v) for v in np.ravel(value)) * max(1, shapes.values[node.inputs[0]].size) > VALUE_LIMIT**2
+
+
+def _static_of(node: Node, shapes: Shapes, execute: Executor, results: Sequence[Array]) -> list[BoolArray]:
+    """Which elements of the results are static: moved along by movement operators, combined by arithmetic."""
+    masks = [shapes.static[n] for n in node.inputs if n]
+    if all(m.all() for m in masks):
+        return [np.ones(np.shape(v), np.bool_) for v in results]
+    if node.op in _MOVING:
+        moves = node.inputs if node.op == "Concat" else node.inputs[:1]
+        feeds = [None if not n else shapes.static[n].astype(np.int64) if n in moves else shapes.value(n) for n in node.inputs]
+        try:
+            return [np.asarray(v).astype(np.bool_) for v in execute(node, feeds)]
+        except Exception:  # see follow()
+            pass
+    elif all(m.ndim == 0 or m.shape == np.shape(r) for m in masks for r in results):
+        return [np.logical_and.reduce([np.broadcast_to(m, np.shape(r)) for m in masks]) for r in results]
+    return [np.zeros(np.shape(v), np.bool_) for v in results]
+
+
+def _span(node: Node, rank: int) -> slice:
+    return slice(node.attributes.get("start", 0), node.attributes.get("end", rank))
+
+
+def _dynamic(graph: Graph) -> bool:
+    return any(not isinstance(d, int) for p in graph.inputs for d in (p.shape or ()))
+
+
+def _inputs(graph: Graph, size: int) -> dict[str, Shape]:
+    return {p.name: concrete(p, batch=1, size=size) for p in graph.inputs}
+
+
+def _complete(graph: Graph, shapes: Shapes) -> bool:
+    return all(n in shapes.shapes for node in graph.nodes for n in node.outputs if n) and all(
+        p.shape is not None for p in graph.inputs
+    )
+
+
+def _walk(graph: Graph, inputs: dict[str, Shape], seen: Mapping[str, tuple[Shape, np.dtype[Any]]]) -> Shapes:
+    shapes = Shapes(inputs=inputs)
+    execute = Executor(graph)
+    for port in graph.inputs:
+        if port.shape is not None:
+            shapes.shapes[port.name] = inputs[port.name]
+        shapes.elem_types[port.name] = port.elem_type
+    for name in graph.weights:
+        shapes.shapes[name] = graph.weights.shape(name)
+        shapes.elem_types[name] = graph.weights.elem_type(name)
+        if graph.weights.count(name) <= VALUE_LIMIT:
+            shapes.set_value(name, graph.weights.read(name), True)
+    opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
+    for node in graph.nodes:
+        if node.op == "Constant" and node.outputs[0] in graph.weights:
+            continue
+        if not follow(graph, node, shapes, execute):
+            _infer_node(graph, node, shapes, opset, seen)
+    return shapes
+
+
+def _infer_node(
+    graph: Graph,
+    node: Node,
+    shapes: Shapes,
+    opset: Sequence[onnx.OperatorSetIdProto],
+    seen: Mapping[str, tuple[Shape, np.dtype[Any]]],
+) -> None:
+    inferred: Mapping[str, TypeProto] = {}
+    version = graph.opset.get("" if node.standard else node.domain)
+    if version is not None and onnx.defs.has(node.op, version, node.domain):
+        types = {n: _type(shapes, n) for n in node.inputs if n}
+        data = {n: numpy_helper.from_array(shapes.values[n]) for n in node.inputs[1:] if n in shapes.values}
+        if node.op == "ConstantOfShape" and node.inputs[0] in shapes.values:
+            data = {node.inputs[0]: numpy_helper.from_array(shapes.values[node.inputs[0]])}
+        schema = onnx.defs.get_schema(node.op, version, node.domain)
+        try:
+            inferred = shape_inference.infer_node_outputs(
+                schema, graph.proto.graph.node[node.index], types, data, None, list(opset), graph.proto.ir_version
+            )
+        except (shape_inference.InferenceError, RuntimeError, ValueError, onnx.checker.ValidationError):
+            inferred = {}
+    for name in filter(None, node.outputs):
+        tensor = inferred[name].tensor_type if name in inferred and inferred[name].HasField("tensor_type") else None
+        if tensor is not None:
+            shapes.elem_types[name] = tensor.elem_type
+        if tensor is not None and tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            shapes.shapes[name] = tuple(d.dim_value for d in tensor.shape.dim)
+        elif name in seen:
+            shapes.shapes[name], dtype = seen[name]
+            shapes.elem_types[name] = helper.np_dtype_to_tensor_dtype(dtype)
+        size = math.prod(shapes.shapes.get(name, ()))
+        if size > ELEMENT_LIMIT or min(shapes.shapes.get(name, (1,)), default=1) < 0:
+            raise ModelError(
+                f"node {node.label!r} declares a tensor {name!r} of shape {list(shapes.shapes[name])}, which can't be meant; "
+                "the model is damaged or hostile"
+            )
+
+
+def _type(shapes: Shapes, name: str) -> TypeProto:
+    shape = shapes.get(name)
+    return helper.make_tensor_type_proto(shapes.elem_types.get(name, 0), shape)

@@ -1,0 +1,288 @@
+"""Surgery: cut a plan's channels out of a model, or zero them in the original (the oracle's other half)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from onnxprune.channels import Coupling
+from onnxprune.errors import OnnxpruneError
+from onnxprune.flow import Reroute, one_gather
+from onnxprune.graph import Graph, Node
+from onnxprune.labels import BoolArray, Factor, Labelled
+from onnxprune.plan import Plan
+from onnxprune.rules import Call, Kind, Resize, Rule
+from onnxprune.shapes import Executor, Shape, Shapes, follow
+from onnxprune.weights import Array
+
+
+class RepairError(OnnxpruneError):
+    """A size that follows the removed channels can't be corrected at ``node``; the caller freezes what leads there."""
+
+    def __init__(self, node: Node, why: str) -> None:
+        super().__init__(f"node {node.label!r}: {why}")
+        self.node = node
+        self.why = why
+
+
+def mask(graph: Graph, plan: Plan) -> ModelProto:
+    """The original with the removed channels' weights set to zero; shapes stay as they are."""
+    zeroed: dict[str, Array] = {}
+    for site in plan.sites:
+        values = zeroed[site.tensor] if site.tensor in zeroed else graph.weights.read(site.tensor).copy()
+        gone = np.ones(site.of, np.bool_)
+        gone[list(site.keep)] = False
+        values[(slice(None),) * site.axis + (gone,)] = 0
+        zeroed[site.tensor] = values
+    return graph.assemble({name: graph.weights.replaced(name, values) for name, values in zeroed.items()})
+
+
+def apply(coupling: Coupling, removed: BoolArray) -> ModelProto:
+    """Cut the components marked in ``removed`` out of the model. Reads one stored tensor at a time.
+
+    Raises:
+        RepairError: a node hard-codes a size in a way that can't be corrected.
+    """
+    return _Surgeon(coupling, removed).operate()
+
+
+class _Surgeon:
+    def __init__(self, coupling: Coupling, removed: BoolArray) -> None:
+        self.coupling = coupling
+        self.graph = coupling.graph
+        self.stays = ~removed[coupling.components.root]
+        self.editor = coupling.graph.editor()
+        self.execute = Executor(coupling.graph)
+        self.masks: dict[str, tuple[BoolArray, ...] | None] = {}
+        self.new = Shapes(inputs=coupling.shapes.inputs)
+        self.weights: dict[str, TensorProto] = {}
+        self.sizes: dict[str, list[tuple[Node, int, Array]]] = {}
+
+    def operate(self) -> ModelProto:
+        for name in self.coupling.shapes.shapes:
+            self._shrink(name)
+        for call, rule in self.coupling.flow.calls:
+            self._visit(call, rule)
+        self._write_sizes()
+        shapes = {n: _redeclared(m) for n, m in self.masks.items() if m is not None and not all(k.all() for k in m)}
+        return self.editor.finish(self.weights, shapes)
+
+    # what stays of each tensor ----------------------------------------------------------------------------------------
+    def _shrink(self, name: str) -> None:
+        """New shape of a tensor; new values where it is stored."""
+        old = self.coupling.shapes.shapes[name]
+        tensor = self.coupling.flow.tensors.get(name, Labelled(old, ()))
+        masks = self._rectangle(tensor) if tensor.factors else tuple(np.ones(size, np.bool_) for size in old)
+        self.masks[name] = masks
+        if name in self.coupling.shapes.elem_types:
+            self.new.elem_types[name] = self.coupling.shapes.elem_types[name]
+        if masks is None:
+            return
+        self.new.shapes[name] = tuple(int(m.sum()) for m in masks)
+        if name not in self.graph.weights:
+            return
+        known = self.coupling.shapes.value(name)
+        if all(m.all() for m in masks):
+            if known is not None:
+                self.new.set_value(name, known, True)
+            return
+        values = self.graph.weights.read(name)
+        for axis, keep in enumerate(masks):
+            if not keep.all():
+                values = np.compress(keep, values, axis)
+        self.weights[name] = self.graph.weights.replaced(name, values)
+        if known is not None:
+            self.new.set_value(name, values, True)
+
+    def _rectangle(self, tensor: Labelled) -> tuple[BoolArray, ...] | None:
+        """Which indices stay per axis, or None where what stays is not rectangular."""
+        masks = [np.ones(size, np.bool_) for size in tensor.shape]
+        for factor in tensor.factors:
+            stays = self.stays[factor.labels]
+            if stays.all():
+                continue
+            sides = [stays.any(axis=tuple(i for i in range(stays.ndim) if i != k)) for k in range(stays.ndim)]
+            if stays.ndim > 1 and not np.array_equal(stays, reduce(np.logical_and, np.ix_(*sides))):
+                return None
+            for axis, side in zip(factor.axes, sides, strict=True):
+                masks[axis] &= side
+        return tuple(masks)
+
+    def _ragged(self, names: Iterable[str]) -> bool:
+        return any(n in self.masks and self.masks[n] is None for n in names)
+
+    # one node ---------------------------------------------------------------------------------------------------------
+    def _visit(self, call: Call, rule: Rule | None) -> None:
+        node = call.node
+        outputs = [n for n in node.outputs if n]
+        for name in outputs:
+            reroute = self.coupling.flow.reroutes.get(name)
+            if reroute is not None and self._ragged(reroute.between):
+                self._reroute(node, name, reroute)
+                outputs = [n for n in outputs if n != name]
+        if not outputs or all(self._ragged([n]) for n in outputs):
+            return
+        if self._ragged((*outputs, *node.inputs)):
+            raise RepairError(node, "what is left of an axis that was split is not rectangular")
+        if not any(self.coupling.flow.tensors[n].factors for n in outputs if n in self.coupling.flow.tensors):
+            follow(self.graph, node, self.new, self.execute)
+        inputs = tuple(self.new.get(n) if n else None for n in node.inputs)
+        results = tuple(self.new.get(n) if n else None for n in node.outputs)
+        touched = inputs != call.inputs or results != call.outputs
+        if rule is not None and rule.resize is not None and touched:
+            self._resize(call, rule, rule.resize(call, inputs, results, lambda side, k, axis: self._kept(call, side, k, axis)))
+        elif rule is not None and rule.kind is Kind.MOVEMENT and touched:
+            self._check(call, rule, Resize({}, {}))
+        if rule is not None and rule.kind is not Kind.MOVEMENT:
+            self._restore(call)
+
+    def _kept(self, call: Call, side: str, k: int, axis: int) -> BoolArray:
+        name = call.node.inputs[k] if side == "input" else call.node.outputs[k]
+        masks = self.masks.get(name)
+        if masks is None:
+            raise RepairError(call.node, f"the shape of {name!r} is not known")
+        return masks[axis]
+
+    def _resize(self, call: Call, rule: Rule, resize: Resize) -> None:
+        if rule.kind is Kind.MOVEMENT and not self._check(call, rule, resize):
+            return
+        for name, value in resize.attributes.items():
+            self.editor.set_attribute(call.node, name, value)
+        for k, wanted in resize.operands.items():
+            self._set_operand(call, k, wanted)
+
+    def _restore(self, call: Call) -> None:
+        """A number derived from a shape and used in arithmetic (an attention scale) keeps its old value."""
+        for k, name in enumerate(call.node.inputs):
+            old, now = call.value(k), self.new.value(name)
+            labelled = name in self.coupling.flow.tensors and self.coupling.flow.tensors[name].factors
+            if old is None or now is None or labelled or old.shape != now.shape:
+                continue
+            if call.static[k] is not None and not np.array_equal(old, now):
+                self._set_operand(call, k, old, everywhere=True)
+
+    # sizes ------------------------------------------------------------------------------------------------------------
+    def _set_operand(self, call: Call, k: int, wanted: Array, *, everywhere: bool = False) -> None:
+        """Make operand ``k`` have the wanted value: in the constant it comes from, or by overriding static elements."""
+        node, name = call.node, call.node.input(k)
+        if not name:
+            self.editor.set_input(node, k, self.editor.constant(f"{node.outputs[0]}_sizes", wanted))
+            return
+        now, static = self.new.value(name), self.new.static.get(name)
+        if now is not None and now.shape == wanted.shape and np.array_equal(now, wanted):
+            return
+        if name in self.graph.weights:
+            self.sizes.setdefault(name, []).append((node, k, wanted.astype(self.graph.weights.read(name).dtype)))
+            return
+        if now is None or static is None or now.shape != wanted.shape:
+            raise RepairError(node, f"the sizes it takes from {name!r} are not known")
+        wrong = now != wanted
+        if not everywhere and (wrong & ~static).any():
+            raise RepairError(node, f"{name!r} mixes removed channels with a dimension known only at run time")
+        wanted = wanted.astype(now.dtype)
+        condition, values = self.editor.constant(f"{name}_is_fixed", wrong), self.editor.constant(f"{name}_fixed", wanted)
+        self.editor.set_input(node, k, self.editor.insert("Where", [condition, values, name], f"{name}_repaired", before=node))
+
+    def _write_sizes(self) -> None:
+        """Change a constant in place if all its readers agree; otherwise give those that differ one of their own."""
+        consumers = self.graph.consumers
+        for name, wishes in self.sizes.items():
+            first = wishes[0][2]
+            readers = sum(list(n.inputs).count(name) + list(n.captured).count(name) for n in consumers.get(name, []))
+            agreed = all(np.array_equal(first, w) for _, _, w in wishes) and readers == len(wishes)
+            if agreed and all(p.name != name for p in self.graph.outputs):
+                self.weights[name] = self.graph.weights.replaced(name, first)
+                continue
+            for node, k, wanted in wishes:
+                self.editor.set_input(node, k, self.editor.constant(f"{name}_resized", wanted))
+
+    # movement ---------------------------------------------------------------------------------------------------------
+    def _check(self, call: Call, rule: Rule, resize: Resize) -> bool:
+        """Run the repaired node on the labels that are left. If they do not arrive where they should, gather instead."""
+        if self._arrives(call, rule, resize):
+            return True
+        for name in filter(None, call.node.outputs):
+            data = range(len(call.node.inputs)) if rule.data is None else rule.data
+            sources = {call.node.inputs[k]: self.coupling.flow.tensors[call.node.inputs[k]] for k in data}
+            held = self.coupling.components.held
+            reroute = one_gather(self.coupling.flow.tensors[name], sources, lambda labels: bool(held[labels].all()))
+            if reroute is None:
+                raise RepairError(call.node, f"{call.node.op} can't be corrected for the channels that are left")
+            self._reroute(call.node, name, reroute)
+        return False
+
+    def _arrives(self, call: Call, rule: Rule, resize: Resize) -> bool:
+        node = call.node
+        data = list(range(len(node.inputs)) if rule.data is None else rule.data)
+        operands: list[Array | None] = [self.new.value(n) if n else None for n in node.inputs]
+        for k, wanted in resize.operands.items():
+            operands += [None] * (k + 1 - len(operands))
+            operands[k] = wanted
+        if node.op == "Pad" and len(operands) > 2 and operands[2] is not None:
+            operands[2] = np.zeros((), np.int64)
+        for k in data:
+            operands[k] = np.broadcast_to(np.int64(0), self.new.shapes[node.inputs[k]])
+        for k in data:
+            tensor = self.coupling.flow.tensors[node.inputs[k]]
+            for factor in tensor.factors:
+                if self.stays[factor.labels].all():
+                    continue
+                spread = self._spread(factor, tensor.shape, node.inputs[k])
+                try:
+                    results = self.execute(node, [*operands[:k], spread + 1, *operands[k + 1 :]], resize.attributes)
+                except Exception:  # the evaluator's errors have no common base; whatever it can't do is repaired otherwise
+                    return False
+                for name, result in zip(filter(None, node.outputs), results, strict=True):
+                    if not self._expected(name, np.asarray(result) - 1):
+                        return False
+        return True
+
+    def _spread(self, factor: Factor, shape: Shape, name: str) -> Array:
+        """A factor's labels over what is left of its tensor."""
+        masks = self.masks[name]
+        assert masks is not None
+        full = factor.labels.reshape([shape[a] if a in factor.axes else 1 for a in range(len(shape))])
+        for axis in factor.axes:
+            full = np.compress(masks[axis], full, axis)
+        return np.broadcast_to(full, self.new.shapes[name])
+
+    def _expected(self, name: str, arrived: Array) -> bool:
+        """Whether each label that arrived is one that the original node put on the corresponding position."""
+        tensor, masks = self.coupling.flow.tensors[name], self.masks[name]
+        if masks is None or arrived.shape != self.new.shapes[name]:
+            return False
+        right = arrived < 0
+        for factor in tensor.factors:
+            right |= arrived == self._spread(factor, tensor.shape, name)
+        return bool(right.all())
+
+    def _reroute(self, node: Node, name: str, reroute: Reroute) -> None:
+        """Let one Gather write what a chain of movement operators wrote."""
+        kept = [self.masks[s] for s in reroute.sources]
+        result = self.masks[name]
+        if result is None or any(k is None for k in kept):
+            raise RepairError(node, "what is left of an axis that was split is not rectangular")
+        stays = np.concatenate([k[reroute.axis] for k in kept if k is not None])
+        index = (np.cumsum(stays) - 1)[reroute.index[result[reroute.axis]]]
+        source = reroute.sources[0]
+        if len(reroute.sources) > 1:
+            source = self.editor.insert("Concat", reroute.sources, f"{name}_joined", before=node, axis=reroute.axis)
+        indices = self.editor.constant(f"{name}_order", index.astype(np.int64))
+        self.editor.replace_output(node, name, "Gather", [source, indices], axis=reroute.axis)
+
+
+def _redeclared(masks: Sequence[BoolArray]) -> list[int | None]:
+    return [None if m.all() else int(m.sum()) for m in masks]
+
+
+def resized(call: Call, shapes: Shapes) -> Call:
+    """The same call with the shapes another model gives its tensors."""
+    return replace(
+        call,
+        inputs=tuple(shapes.get(n) if n else None for n in call.node.inputs),
+        outputs=tuple(shapes.get(n) if n else None for n in call.node.outputs),
+    )
