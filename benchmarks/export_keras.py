@@ -154,9 +154,10 @@ def main() -> int:
             x = randomise(model, rng)
             export(model, path)
             error = compare(model, x, path)
-        except Exception as exc:  # noqa: BLE001 - one network must not stop the others
+        except Exception as exc:
             path.unlink(missing_ok=True)
-            failures.append(f"{path.name}: {type(exc).__name__}: {str(exc).strip().splitlines()[0]}")
+            reason = str(exc).strip().partition("\n")[0]
+            failures.append(f"{path.name}: {type(exc).__name__}: {reason}")
             print(f"FAILED {failures[-1]}", flush=True)
             continue
         seconds = time.perf_counter() - start

@@ -374,9 +374,10 @@ def main() -> int:
                 model, x = build(name)
                 EXPORTERS[exporter](model, x, path)
                 error = compare(model, x, path)
-            except Exception as exc:  # noqa: BLE001 - one network must not stop the others
+            except Exception as exc:
                 path.unlink(missing_ok=True)
-                failures.append(f"{path.name}: {type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}")
+                reason = str(exc).strip().partition("\n")[0]
+                failures.append(f"{path.name}: {type(exc).__name__}: {reason}")
                 print(f"FAILED {failures[-1]}", flush=True)
                 continue
             seconds = time.perf_counter() - start

@@ -18,7 +18,7 @@ from onnx import GraphProto, TensorProto, numpy_helper
 
 from onnxprune.graph import Graph, Node
 from onnxprune.labels import NOWHERE, Axis, Factor, IntArray, Labelled, LabelSpace, Reason, arrival, compare_orders, merge
-from onnxprune.rules import Call, Kind, Rule, Signature, find
+from onnxprune.rules import Call, Kind, Rule, Signature, describe, find
 from onnxprune.rules.notation import Token
 from onnxprune.shapes import Executor, Shape, Shapes
 from onnxprune.weights import FLOATS, Array
@@ -52,11 +52,21 @@ class Reroute:
     between: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What was done about one node: ``understood`` by its rule (else a barrier), ``moved`` by running it on labels."""
+
+    call: Call
+    rule: Rule | None
+    understood: bool = False
+    moved: bool = False
+
+
 @dataclass
 class Flow:
     """The labels of every tensor once they have flowed through the whole graph.
 
-    Args of :func:`flow` aside, the fields are results: ``tensors`` by name, ``calls`` in the order of the nodes,
+    Args of :func:`flow` aside, the fields are results: ``tensors`` by name, ``steps`` in the order of the nodes,
     ``sites`` with the first label of each weight axis, ``roles`` of sites (``"producer"``, ``"consumer"``), ``reroutes``
     by tensor, ``options``: by node, how many ways there were to cut, and the labels concerned.
     """
@@ -66,7 +76,7 @@ class Flow:
     choices: Mapping[int, int]
     space: LabelSpace = field(default_factory=LabelSpace)
     tensors: dict[str, Labelled] = field(default_factory=dict)
-    calls: list[tuple[Call, Rule | None]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     sites: dict[Site, int] = field(default_factory=dict)
     roles: dict[Site, set[str]] = field(default_factory=dict)
     reroutes: dict[str, Reroute] = field(default_factory=dict)
@@ -160,31 +170,39 @@ class _Runner:
         """Label a node's outputs."""
         if node.op == "Constant" and node.outputs[0] in self.graph.weights:
             return
-        call = self._call(node)
+        call = describe(self.graph, node, self.shapes)
         rule = find(node.op, node.domain) if not _has_body(node) else None
-        self.state.calls.append((call, rule))
-        if node.op in ("Shape", "Size") and node.standard:
-            self._settle(call, 0)
-            self._unlabelled(call)
-        elif not self._concerns(call, rule):
-            self._unlabelled(call)
-        elif rule is None or any(call.inputs[k] is None for k, n in enumerate(node.inputs) if n):
-            self._barrier(call, _why_not(node, rule))
-        elif rule.kind is Kind.MOVEMENT and (moved := self._move(call, rule)) is not None:
-            for name, tensor in moved.items():
-                self.state.tensors[name] = tensor
-        elif rule.kind is Kind.MOVEMENT and rule.build is None:
-            self._barrier(call, f"{node.op} moves elements by amounts that are not constant")
-        else:
-            signature = rule.fit(call)
-            if signature is None or not self._compute(call, rule, signature):
-                self._barrier(call, f"this form of {node.op} is not covered")
+        self.state.steps.append(self._step(call, rule))
         if node.name in self.frozen:
             for name in (*(n for n in node.inputs if self._is_weight(n)), *node.outputs):
                 self.hold(name, self.frozen[node.name])
         for name in node.outputs:
             if name in self.frozen:
                 self.hold(name, self.frozen[name])
+
+    def _step(self, call: Call, rule: Rule | None) -> Step:
+        node = call.node
+        if node.op in ("Shape", "Size") and node.standard:
+            self._settle(call, 0)
+            self._unlabelled(call)
+            return Step(call, rule)
+        if not self._concerns(call, rule):
+            self._unlabelled(call)
+            return Step(call, rule)
+        if rule is None or any(call.inputs[k] is None for k, n in enumerate(node.inputs) if n):
+            self._barrier(call, _why_not(node, rule))
+            return Step(call, rule)
+        if rule.kind is Kind.MOVEMENT and (moved := self._move(call, rule)) is not None:
+            self.state.tensors.update(moved)
+            return Step(call, rule, understood=True, moved=True)
+        if rule.kind is Kind.MOVEMENT and rule.build is None:
+            self._barrier(call, f"{node.op} moves elements by amounts that are not constant")
+            return Step(call, rule)
+        signature = rule.fit(call)
+        if signature is None or not self._compute(call, rule, signature):
+            self._barrier(call, f"this form of {node.op} is not covered")
+            return Step(call, rule)
+        return Step(call, rule, understood=True)
 
     def hold(self, name: str, reason: Reason) -> None:
         """Keep a tensor whole."""
@@ -194,17 +212,6 @@ class _Runner:
     def writer(self, name: str) -> str:
         """Label of the node that writes a tensor."""
         return self._producers[name].label if name in self._producers else ""
-
-    def _call(self, node: Node) -> Call:
-        s = self.shapes
-        return Call(
-            node=node,
-            inputs=tuple(s.get(n) if n else None for n in node.inputs),
-            outputs=tuple(s.get(n) if n else None for n in node.outputs),
-            values=tuple(s.value(n) if n else None for n in node.inputs),
-            static=tuple(s.static.get(n) if n else None for n in node.inputs),
-            version=self.graph.opset.get("" if node.standard else node.domain, 1),
-        )
 
     def _concerns(self, call: Call, rule: Rule | None) -> bool:
         """Whether labels reach the node, or it makes a tensor of channels from nothing."""
@@ -344,6 +351,7 @@ class _Runner:
         shapes = dict(zip(node.outputs, call.outputs, strict=True))
         for k, tensor in tensors.items():
             for factor in tensor.factors:
+                strict = not rule.fills and not self.space.is_held(factor.labels)
                 spread = factor.labels.reshape([tensor.shape[a] if a in factor.axes else 1 for a in range(len(tensor.shape))])
                 operands[k], kept = np.broadcast_to(spread + 1, tensor.shape), operands[k]
                 try:
@@ -355,7 +363,7 @@ class _Runner:
                 for name, result in zip(names, results, strict=True):
                     labels = np.asarray(result).astype(np.int64) - 1
                     shapes[name] = labels.shape
-                    axes, reduced = arrival(labels)
+                    axes, reduced = arrival(labels, strict=strict)
                     arrived = arrived if follows else np.union1d(arrived, reduced)
                     if axes:
                         parts[name].append((k, Factor(axes, reduced, factor.zero and fill == 0)))
@@ -406,12 +414,22 @@ class _Runner:
         for name, tensor in moved.items():
             if self._loose_split(tensor) or all(self.space.is_held(f.labels) for f in tensor.factors):
                 continue
-            origin = {s: self.state.tensors[s] for s in sources if s in self.state.tensors}
+            origin = {s: self.state.tensors[s] for s in (self._as_wide(s, len(tensor.shape)) for s in sources)}
             reroute = one_gather(tensor, origin, self.space.is_held, between)
             if reroute is None:
                 return False
             self.state.reroutes[name] = reroute
         return True
+
+    def _as_wide(self, name: str, rank: int) -> str:
+        """The tensor itself, or the one of the wanted rank that it was reshaped from (a stack unsqueezes its parts)."""
+        while len(self.state.tensors[name].shape) != rank and name in self._producers:
+            writer = self._producers[name]
+            rule = find(writer.op, writer.domain)
+            if rule is None or rule.kind is not Kind.MOVEMENT or rule.data != (0,):
+                break
+            name = writer.inputs[0]
+        return name
 
     def _region(self, node: Node, data: Sequence[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The split tensors that lead to a node through movement operators, and the others that feed them."""
@@ -510,7 +528,9 @@ class _Binding:
             if any(self.zeros[letter, k] for k in carriers if k in self.rule.divides):
                 self._hold(axis, "divides by channels that are zero once removed")
         if self.rows is not None:
-            other = {t[1 if self.rows else 0].lstrip("!") for p in self.signature.operands for t in p.tokens if isinstance(t, tuple)}
+            other = {
+                t[1 if self.rows else 0].lstrip("!") for p in self.signature.operands for t in p.tokens if isinstance(t, tuple)
+            }
             for letter in other & set(self.bound):
                 self._hold(self.bound[letter], "is cut by whole groups" if self.rows else "is cut within its groups")
 
@@ -529,15 +549,17 @@ class _Binding:
             return False
         present = [k for k, name in enumerate(self.call.node.inputs) if name]
         plus = present if self.rule.plus is None else [k for k in self.rule.plus if k in present]
-        times = [k for k in self.rule.times if k in present]
+        times = [k for k in self.signature.times or self.rule.times if k in present]
         return (not times or any(map(removed_is_zero, times))) and all(map(removed_is_zero, plus))
 
     def results(self) -> dict[str, Labelled]:
         """Labels of the outputs."""
         found: dict[str, Labelled] = {}
         node, reason = self.call.node, Reason(self.call.node.label, f"{self.call.node.op} makes these positions")
-        weight = self.rule.kind is Kind.EXACT and not self.linear and all(
-            self.runner._is_weight(n) or self.call.value(k) is not None for k, n in enumerate(node.inputs) if n
+        weight = (
+            self.rule.kind is Kind.EXACT
+            and not self.linear
+            and all(self.runner._is_weight(n) or self.call.value(k) is not None for k, n in enumerate(node.inputs) if n)
         )
         for j, (name, shape) in enumerate(zip(node.outputs, self.call.outputs, strict=True)):
             if not name or shape is None:
@@ -557,8 +579,10 @@ class _Binding:
             outer, inner = (t.lstrip("!") for t in token)
             letter = outer if self.rows else inner
             axis, groups = self.bound.get(letter, ()), self.signature.sizes[outer]
-            spread = (lambda v: np.repeat(v, size // groups)) if self.rows else (lambda v: np.tile(v, groups))
-            axis = tuple(Factor(f.axes, spread(f.labels), f.zero) for f in axis)
+            each = size // groups
+            axis = tuple(
+                Factor(f.axes, np.repeat(f.labels, each) if self.rows else np.tile(f.labels, groups), f.zero) for f in axis
+            )
         else:
             letter = token.lstrip("!")
             axis = self.bound.get(letter, ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +20,19 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, OutputError
 from onnxprune.weights import Array, Weights
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
 Source = str | Path | ModelProto
 STANDARD = ("", "ai.onnx")
+EXTERNAL_FROM = 1024
+"""Tensors of at least this many bytes go to the external file, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,13 @@ class Graph:
         with open(self.source, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the model: its file and the external data it refers to, or of the serialised proto."""
+        if isinstance(self.source, ModelProto):
+            return int(self.source.ByteSize())
+        return Path(self.source).stat().st_size + self.weights.external_bytes
+
     def editor(self) -> Editor:
         """A private copy of the structure, to be rewired."""
         return Editor(self)
@@ -158,6 +168,69 @@ def load(source: Source) -> Graph:
         opset=opset,
         source=source,
     )
+
+
+def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None:
+    """Write a model so that the path holds either all of it or what was there before.
+
+    Args:
+        external: put the weights in a file of their own beside it, called ``<name>.data``. Models over 2 GB need it.
+
+    Raises:
+        OutputError: the path can't be written.
+    """
+    path = Path(path)
+    check_output(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = path.with_name(path.name + ".data")
+    temporary_data = data.with_name(f".{data.name}.{os.getpid()}.tmp")
+    try:
+        if external:
+            model = _externalised(model, temporary_data, data.name)
+        with open(temporary, "wb") as file:
+            file.write(model.SerializeToString())
+        if external:
+            os.replace(temporary_data, data)
+        os.replace(temporary, path)
+    except (OSError, EncodeError, ValueError) as error:
+        raise OutputError(f"{str(path)!r} can't be written: {_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary_data.unlink(missing_ok=True)
+
+
+def check_output(path: str | Path, source: Source | None = None) -> None:
+    """Make sure, before any work is done, that a result can be written to a path.
+
+    Raises:
+        OutputError: it is the input, a folder, or in a folder that does not exist or can't be written.
+    """
+    path = Path(path)
+    if isinstance(source, str | Path) and path.exists() and Path(source).exists() and path.samefile(source):
+        raise OutputError(f"output {str(path)!r} is the input itself; choose another path")
+    if path.is_dir():
+        raise OutputError(f"output {str(path)!r} is a folder; give the path of a file")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"output {str(path)!r}: the folder {str(path.absolute().parent)!r} does not exist; create it first")
+    if not os.access(path.absolute().parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OutputError(f"output {str(path)!r} can't be written: permission denied")
+
+
+def _externalised(model: ModelProto, target: Path, location: str) -> ModelProto:
+    """A copy whose larger initializers lie in ``target``, which will be called ``location``."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    with open(target, "wb") as file:
+        for tensor in copy.graph.initializer:
+            if tensor.HasField("raw_data") and len(tensor.raw_data) >= EXTERNAL_FROM:
+                file.write(b"\0" * (-file.tell() % 4096))
+                offset = file.tell()
+                length = file.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = TensorProto.EXTERNAL
+                for key, value in (("location", location), ("offset", offset), ("length", length)):
+                    tensor.external_data.add(key=key, value=str(value))
+    return copy
 
 
 class Editor:
@@ -340,7 +413,8 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
     """The value of a ``Constant`` node as a tensor; None where it is sparse or a string."""
     for a in node.attribute:
         if a.name == "value":
-            return a.t
+            tensor: TensorProto = a.t
+            return tensor
         if a.name in ("value_float", "value_floats"):
             return numpy_helper.from_array(np.array(a.f if a.name == "value_float" else list(a.floats), np.float32))
         if a.name in ("value_int", "value_ints"):
@@ -415,7 +489,9 @@ def _sorted_nodes(graph: GraphProto, stored: set[str], where: str) -> tuple[Node
         )
         for out in filter(None, node.outputs):
             if out in writer:
-                raise ModelError(f"{where}: tensor {out!r} is written by two nodes, {nodes[writer[out]].label!r} and {node.label!r}")
+                raise ModelError(
+                    f"{where}: tensor {out!r} is written by two nodes, {nodes[writer[out]].label!r} and {node.label!r}"
+                )
             writer[out] = index
         nodes.append(node)
     known = stored | {v.name for v in graph.input} | {t.values.name for t in graph.sparse_initializer}

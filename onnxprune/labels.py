@@ -113,8 +113,9 @@ class LabelSpace:
         """
         left, right = self._loose(a), self._loose(b)
         if not left or not right:
+            cause = self._cause(a if right else b) or reason
             for factor in left + right:
-                self.hold(factor.labels, reason)
+                self.hold(factor.labels, cause)
             return a if not right and a else b
         pairs: list[tuple[Factor, Factor]] = []
         for one in left:
@@ -159,6 +160,10 @@ class LabelSpace:
         held = np.where(first < last, first, 0)[root]
         return Components(root, held, tuple(self.reasons))
 
+    def _cause(self, axis: Axis) -> Reason | None:
+        """The reason why an axis is held, where it is known."""
+        return self.reasons[self._held[axis[0].labels.flat[0]] - 1] if axis else None
+
     def _loose(self, axis: Axis) -> list[Factor]:
         return [f for f in axis if not self.is_held(f.labels)]
 
@@ -184,15 +189,18 @@ def _same_partition(a: IntArray, b: IntArray) -> bool:
     return bool(pairs == len(np.unique(a)) == len(np.unique(b)))
 
 
-def arrival(labels: IntArray) -> tuple[tuple[int, ...], IntArray]:
+def arrival(labels: IntArray, *, strict: bool) -> tuple[tuple[int, ...], IntArray]:
     """Along which axes moved labels vary, and the labels over just these axes.
 
-    ``NOWHERE`` agrees with anything: padding along the height says nothing about a channel.
+    Args:
+        strict: whether a place that is ``NOWHERE`` differs from one with a label. Padding along the height says nothing
+            about a channel; but where channels of several tensors are stacked, each has a row of its own.
     """
     axes: list[int] = []
     for axis in range(labels.ndim):
         top = labels.max(axis=axis, keepdims=True)
-        if labels.shape[axis] == 1 or np.all((labels == top) | (labels == NOWHERE)):
+        same = labels == top if strict else (labels == top) | (labels == NOWHERE)
+        if labels.shape[axis] == 1 or np.all(same):
             labels = top
         else:
             axes.append(axis)

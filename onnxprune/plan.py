@@ -121,7 +121,9 @@ def removed_by(coupling: Coupling, plan: Plan) -> BoolArray:
             )
     for group in coupling.groups:
         if removed[group.roots].all():
-            raise PlanError(f"plan: nothing would be left of group {group.name!r}; keep at least one of its {group.size} channels")
+            raise PlanError(
+                f"plan: nothing would be left of group {group.name!r}; keep at least one of its {group.size} channels"
+            )
     return removed
 
 
@@ -184,7 +186,7 @@ def _global_counts(groups: Sequence[ChannelGroup], scores: Sequence[Scores], rat
     owner = np.repeat(np.arange(len(groups)), [len(r) for r in ranked])
     order = np.argsort(np.concatenate(ranked), kind="stable") if ranked else np.zeros(0, np.int64)
     lost = owner[order[: int(np.floor(total * ratio + 1e-9))]]
-    return np.bincount(lost, minlength=len(groups)).tolist()
+    return [int(n) for n in np.bincount(lost, minlength=len(groups))]
 
 
 def _step(group: ChannelGroup, round_to: int) -> int:

@@ -78,7 +78,9 @@ def random_feeds(inputs: Iterable[Port], shapes: Mapping[str, tuple[int, ...]], 
         try:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(port.elem_type)
         except KeyError as error:
-            raise ModelError(f"graph input {port.name!r} is not a tensor of numbers; such models can't be run on random data") from error
+            raise ModelError(
+                f"graph input {port.name!r} is not a tensor of numbers; such models can't be run on random data"
+            ) from error
         shape = shapes[port.name]
         if dtype.kind == "f" or dtype.name == "bfloat16":
             feeds[port.name] = rng.standard_normal(shape).astype(dtype)

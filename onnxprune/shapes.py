@@ -1,8 +1,8 @@
 """Concrete shapes, and the values of shape arithmetic, for every tensor of a graph.
 
 Dynamic dimensions get probe sizes. Small values that depend on nothing but constants and shapes (``Shape -> Gather ->
-Concat -> Reshape`` chains) are computed along; each element knows whether it is *static*, written down somewhere in the
-model, or follows the shapes by itself. Where static inference gives up, one run in onnxruntime answers.
+Concat -> Reshape`` chains) are computed along; each element knows whether it is *static*, the same for all inputs of the
+model, or follows a dynamic dimension. Where static inference gives up, a run in onnxruntime answers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from onnxprune.runtime import PROBE_SIZES, Session, concrete, random_feeds, tapp
 from onnxprune.weights import Array
 
 Shape = tuple[int, ...]
+_Seen = Mapping[str, tuple[Shape, np.dtype[Any]]]
 BoolArray = npt.NDArray[np.bool_]
 
 VALUE_LIMIT = 4096
@@ -32,7 +33,7 @@ VALUE_LIMIT = 4096
 ELEMENT_LIMIT = 1 << 31
 """A tensor declared larger than this is refused: no device this is meant for could hold it."""
 
-_MOVING = frozenset("Concat Gather Unsqueeze Squeeze Slice Reshape Identity Cast Split Transpose".split())
+_MOVING = frozenset(["Concat", "Gather", "Unsqueeze", "Squeeze", "Slice", "Reshape", "Identity", "Cast", "Split", "Transpose"])
 _RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
 
 
@@ -44,9 +45,7 @@ class Executor:
         self._opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
         self._cache: dict[int, ReferenceEvaluator] = {}
 
-    def __call__(
-        self, node: Node, inputs: Sequence[Array | None], attributes: Mapping[str, Any] | None = None
-    ) -> list[Any]:
+    def __call__(self, node: Node, inputs: Sequence[Array | None], attributes: Mapping[str, Any] | None = None) -> list[Any]:
         """Results in the order of the node's (named) outputs, for arrays in the order of its inputs.
 
         ``attributes`` replace the node's own for this run (None removes one). Raises whatever the evaluator raises when
@@ -71,9 +70,15 @@ class Executor:
 
 @dataclass
 class Shapes:
-    """What is known of every tensor by name. ``static`` has the shape of ``values``: which elements are constants."""
+    """What is known of every tensor by name.
+
+    ``static`` has the shape of ``values``: which elements are the same for all inputs of the model. ``fixed``: shapes at
+    a second probe, to compare with (None: not known); ``dynamic``: whether the model has dynamic dimensions at all.
+    """
 
     inputs: dict[str, Shape]
+    fixed: Mapping[str, Shape] | None = None
+    dynamic: bool = True
     shapes: dict[str, Shape] = field(default_factory=dict)
     elem_types: dict[str, int] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
@@ -87,6 +92,14 @@ class Shapes:
         """The value, or None where it is not known or too large to be followed."""
         return self.values.get(name)
 
+    def fixed_dims(self, name: str) -> BoolArray:
+        """Which dimensions of a tensor are the same for all inputs of the model."""
+        shape = self.shapes[name]
+        other = self.fixed.get(name) if self.fixed is not None else None
+        if other is None or len(other) != len(shape):
+            return np.full(len(shape), not self.dynamic)
+        return np.array([a == b for a, b in zip(shape, other, strict=True)], np.bool_)
+
     def set_value(self, name: str, value: Array, static: BoolArray | bool) -> None:
         """Record a value together with its shape and type."""
         self.values[name] = value
@@ -98,25 +111,54 @@ class Shapes:
 def infer(graph: Graph) -> Shapes:
     """Shapes and values of every tensor, at the first probe size that fits the model.
 
-    A model that runs at none of them (it wants particular sizes) keeps some shapes unknown, which makes barriers.
+    A dimension is fixed if it is the same at a second probe. A model that runs at no probe size (it wants particular
+    ones) keeps some shapes unknown, which makes barriers.
 
     Raises:
         ModelError: a tensor is declared absurdly large, or onnxruntime can't load the model.
     """
-    shapes = _walk(graph, _inputs(graph, PROBE_SIZES[0]), {})
-    if _complete(graph, shapes):
-        return shapes
+    first = _probe(graph, 1, PROBE_SIZES[0])
+    if not _dynamic(graph):
+        return first.shapes if first.complete else _measured(graph, first, None)
+    second = _probe(graph, 2, PROBE_SIZES[0] + 32)
+    if first.complete and second.complete:
+        return _probe(graph, 1, PROBE_SIZES[0], fixed=second.shapes).shapes
+    return _measured(graph, first, second)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    shapes: Shapes
+    complete: bool
+
+
+def _probe(graph: Graph, batch: int, size: int, *, fixed: Shapes | None = None, seen: _Seen | None = None) -> _Probe:
+    shapes = _walk(graph, {p.name: concrete(p, batch=batch, size=size) for p in graph.inputs}, seen or {}, fixed)
+    known = all(n in shapes.shapes for node in graph.nodes for n in node.outputs if n)
+    return _Probe(shapes, known and all(p.shape is not None for p in graph.inputs))
+
+
+def _measured(graph: Graph, first: _Probe, second: _Probe | None) -> Shapes:
+    """What static inference does not tell, onnxruntime does, in a run at one or two probe sizes."""
     names = [n for node in graph.nodes for n in node.outputs]
     session = Session(tapped(graph.assemble(), names), optimise=False)
-    for size in PROBE_SIZES if _dynamic(graph) else PROBE_SIZES[:1]:
-        inputs = _inputs(graph, size)
-        try:
-            results = session.run(random_feeds(graph.inputs, inputs, np.random.default_rng(0)))
-        except ModelError:
+    for size in PROBE_SIZES if second is not None else PROBE_SIZES[:1]:
+        seen = _run(graph, session, 1, size)
+        if seen is None:
             continue
-        seen = {n: (r.shape, r.dtype) for n, r in zip(session.outputs, results, strict=True) if isinstance(r, np.ndarray)}
-        return _walk(graph, inputs, seen)
-    return shapes
+        again = _run(graph, session, 2, size + 32) if second is not None else None
+        fixed = None if again is None else _probe(graph, 2, size + 32, seen=again).shapes
+        return _probe(graph, 1, size, fixed=fixed, seen=seen).shapes
+    return first.shapes
+
+
+def _run(graph: Graph, session: Session, batch: int, size: int) -> _Seen | None:
+    shapes = {p.name: concrete(p, batch=batch, size=size) for p in graph.inputs}
+    try:
+        results = session.run(random_feeds(graph.inputs, shapes, np.random.default_rng(0)))
+    except ModelError:
+        return None
+    return {n: (r.shape, r.dtype) for n, r in zip(session.outputs, results, strict=True) if isinstance(r, np.ndarray)}
 
 
 def follow(graph: Graph, node: Node, shapes: Shapes, execute: Executor) -> bool:
@@ -126,8 +168,11 @@ def follow(graph: Graph, node: Node, shapes: Shapes, execute: Executor) -> bool:
         if shape is None:
             return False
         dims = np.array(shape, np.int64)
-        value = np.array(math.prod(shape), np.int64) if node.op == "Size" else dims[_span(node, len(shape))]
-        shapes.set_value(node.outputs[0], value, False)
+        fixed = shapes.fixed_dims(node.inputs[0])
+        if node.op == "Size":
+            shapes.set_value(node.outputs[0], np.array(math.prod(shape), np.int64), bool(fixed.all()))
+        else:
+            shapes.set_value(node.outputs[0], dims[_span(node, len(shape))], fixed[_span(node, len(shape))])
         return True
     names = [n for n in node.inputs if n]
     if not node.standard or node.captured or node.op in _RANDOM or not names or any(n not in shapes.values for n in names):
@@ -177,21 +222,11 @@ def _span(node: Node, rank: int) -> slice:
 
 
 def _dynamic(graph: Graph) -> bool:
-    return any(not isinstance(d, int) for p in graph.inputs for d in (p.shape or ()))
+    return any(not isinstance(d, int) for p in graph.inputs for d in (p.shape or (None,)))
 
 
-def _inputs(graph: Graph, size: int) -> dict[str, Shape]:
-    return {p.name: concrete(p, batch=1, size=size) for p in graph.inputs}
-
-
-def _complete(graph: Graph, shapes: Shapes) -> bool:
-    return all(n in shapes.shapes for node in graph.nodes for n in node.outputs if n) and all(
-        p.shape is not None for p in graph.inputs
-    )
-
-
-def _walk(graph: Graph, inputs: dict[str, Shape], seen: Mapping[str, tuple[Shape, np.dtype[Any]]]) -> Shapes:
-    shapes = Shapes(inputs=inputs)
+def _walk(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shapes | None) -> Shapes:
+    shapes = Shapes(inputs=inputs, fixed=None if fixed is None else fixed.shapes, dynamic=_dynamic(graph))
     execute = Executor(graph)
     for port in graph.inputs:
         if port.shape is not None:
@@ -216,7 +251,7 @@ def _infer_node(
     node: Node,
     shapes: Shapes,
     opset: Sequence[onnx.OperatorSetIdProto],
-    seen: Mapping[str, tuple[Shape, np.dtype[Any]]],
+    seen: _Seen,
 ) -> None:
     inferred: Mapping[str, TypeProto] = {}
     version = graph.opset.get("" if node.standard else node.domain)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -13,9 +12,9 @@ from onnxprune.channels import Coupling
 from onnxprune.errors import OnnxpruneError
 from onnxprune.flow import Reroute, one_gather
 from onnxprune.graph import Graph, Node
-from onnxprune.labels import BoolArray, Factor, Labelled
+from onnxprune.labels import BoolArray, Factor, IntArray, Labelled
 from onnxprune.plan import Plan
-from onnxprune.rules import Call, Kind, Resize, Rule
+from onnxprune.rules import Call, Resize, Rule
 from onnxprune.shapes import Executor, Shape, Shapes, follow
 from onnxprune.weights import Array
 
@@ -65,8 +64,8 @@ class _Surgeon:
     def operate(self) -> ModelProto:
         for name in self.coupling.shapes.shapes:
             self._shrink(name)
-        for call, rule in self.coupling.flow.calls:
-            self._visit(call, rule)
+        for step in self.coupling.flow.steps:
+            self._visit(step.call, step.rule if step.understood else None, moved=step.moved)
         self._write_sizes()
         shapes = {n: _redeclared(m) for n, m in self.masks.items() if m is not None and not all(k.all() for k in m)}
         return self.editor.finish(self.weights, shapes)
@@ -106,7 +105,7 @@ class _Surgeon:
             if stays.all():
                 continue
             sides = [stays.any(axis=tuple(i for i in range(stays.ndim) if i != k)) for k in range(stays.ndim)]
-            if stays.ndim > 1 and not np.array_equal(stays, reduce(np.logical_and, np.ix_(*sides))):
+            if stays.ndim > 1 and not np.array_equal(stays, reduce(np.logical_and.outer, sides)):
                 return None
             for axis, side in zip(factor.axes, sides, strict=True):
                 masks[axis] &= side
@@ -116,7 +115,7 @@ class _Surgeon:
         return any(n in self.masks and self.masks[n] is None for n in names)
 
     # one node ---------------------------------------------------------------------------------------------------------
-    def _visit(self, call: Call, rule: Rule | None) -> None:
+    def _visit(self, call: Call, rule: Rule | None, *, moved: bool) -> None:
         node = call.node
         outputs = [n for n in node.outputs if n]
         for name in outputs:
@@ -133,12 +132,16 @@ class _Surgeon:
         inputs = tuple(self.new.get(n) if n else None for n in node.inputs)
         results = tuple(self.new.get(n) if n else None for n in node.outputs)
         touched = inputs != call.inputs or results != call.outputs
+        sized: Iterable[int] = ()
         if rule is not None and rule.resize is not None and touched:
-            self._resize(call, rule, rule.resize(call, inputs, results, lambda side, k, axis: self._kept(call, side, k, axis)))
-        elif rule is not None and rule.kind is Kind.MOVEMENT and touched:
+            resize = rule.resize(call, inputs, results, lambda side, k, axis: self._kept(call, side, k, axis))
+            sized = resize.operands
+            if not moved or self._check(call, rule, resize):
+                self._resize(call, resize)
+        elif rule is not None and moved and touched:
             self._check(call, rule, Resize({}, {}))
-        if rule is not None and rule.kind is not Kind.MOVEMENT:
-            self._restore(call)
+        if rule is not None and not moved:
+            self._restore(call, sized)
 
     def _kept(self, call: Call, side: str, k: int, axis: int) -> BoolArray:
         name = call.node.inputs[k] if side == "input" else call.node.outputs[k]
@@ -147,17 +150,17 @@ class _Surgeon:
             raise RepairError(call.node, f"the shape of {name!r} is not known")
         return masks[axis]
 
-    def _resize(self, call: Call, rule: Rule, resize: Resize) -> None:
-        if rule.kind is Kind.MOVEMENT and not self._check(call, rule, resize):
-            return
+    def _resize(self, call: Call, resize: Resize) -> None:
         for name, value in resize.attributes.items():
             self.editor.set_attribute(call.node, name, value)
         for k, wanted in resize.operands.items():
             self._set_operand(call, k, wanted)
 
-    def _restore(self, call: Call) -> None:
+    def _restore(self, call: Call, sized: Iterable[int]) -> None:
         """A number derived from a shape and used in arithmetic (an attention scale) keeps its old value."""
         for k, name in enumerate(call.node.inputs):
+            if k in sized:
+                continue
             old, now = call.value(k), self.new.value(name)
             labelled = name in self.coupling.flow.tensors and self.coupling.flow.tensors[name].factors
             if old is None or now is None or labelled or old.shape != now.shape:
@@ -172,7 +175,7 @@ class _Surgeon:
         if not name:
             self.editor.set_input(node, k, self.editor.constant(f"{node.outputs[0]}_sizes", wanted))
             return
-        now, static = self.new.value(name), self.new.static.get(name)
+        now, static = self.new.value(name), self.coupling.shapes.static.get(name)
         if now is not None and now.shape == wanted.shape and np.array_equal(now, wanted):
             return
         if name in self.graph.weights:
@@ -208,12 +211,14 @@ class _Surgeon:
         for name in filter(None, call.node.outputs):
             data = range(len(call.node.inputs)) if rule.data is None else rule.data
             sources = {call.node.inputs[k]: self.coupling.flow.tensors[call.node.inputs[k]] for k in data}
-            held = self.coupling.components.held
-            reroute = one_gather(self.coupling.flow.tensors[name], sources, lambda labels: bool(held[labels].all()))
+            reroute = one_gather(self.coupling.flow.tensors[name], sources, self._is_held)
             if reroute is None:
                 raise RepairError(call.node, f"{call.node.op} can't be corrected for the channels that are left")
             self._reroute(call.node, name, reroute)
         return False
+
+    def _is_held(self, labels: IntArray) -> bool:
+        return bool(self.coupling.components.held[labels].all())
 
     def _arrives(self, call: Call, rule: Rule, resize: Resize) -> bool:
         node = call.node
@@ -251,13 +256,14 @@ class _Surgeon:
         return np.broadcast_to(full, self.new.shapes[name])
 
     def _expected(self, name: str, arrived: Array) -> bool:
-        """Whether each label that arrived is one that the original node put on the corresponding position."""
+        """Whether each label that arrived is coupled to one that the original node put on the corresponding position."""
         tensor, masks = self.coupling.flow.tensors[name], self.masks[name]
         if masks is None or arrived.shape != self.new.shapes[name]:
             return False
+        root = self.coupling.components.root
         right = arrived < 0
         for factor in tensor.factors:
-            right |= arrived == self._spread(factor, tensor.shape, name)
+            right |= root[arrived] == root[self._spread(factor, tensor.shape, name)]
         return bool(right.all())
 
     def _reroute(self, node: Node, name: str, reroute: Reroute) -> None:
@@ -277,12 +283,3 @@ class _Surgeon:
 
 def _redeclared(masks: Sequence[BoolArray]) -> list[int | None]:
     return [None if m.all() else int(m.sum()) for m in masks]
-
-
-def resized(call: Call, shapes: Shapes) -> Call:
-    """The same call with the shapes another model gives its tensors."""
-    return replace(
-        call,
-        inputs=tuple(shapes.get(n) if n else None for n in call.node.inputs),
-        outputs=tuple(shapes.get(n) if n else None for n in call.node.outputs),
-    )

@@ -27,6 +27,7 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, 
 PARAMETERS = FLOATS | {TensorProto.INT8, TensorProto.UINT8}
 """Element types counted in reports: floats, and the bytes that quantised weights are stored in."""
 
+_FIELDS: dict[int, str] = {TensorProto.FLOAT: "float_data", TensorProto.INT64: "int64_data", TensorProto.DOUBLE: "double_data"}
 _NIBBLES = frozenset({TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)})
 
 
@@ -79,6 +80,11 @@ class Weights(Mapping[str, TensorProto]):
         """Whether any tensor keeps its bytes in a file beside the model."""
         return any(_is_external(t) for t in self._tensors.values())
 
+    @property
+    def external_bytes(self) -> int:
+        """Bytes kept in files beside the model."""
+        return sum(_expected_bytes(t) or 0 for t in self._tensors.values() if _is_external(t))
+
     def read(self, name: str) -> Array:
         """The values as an array of the declared shape. Reads this one tensor; treat the result as read-only."""
         tensor = self._tensors[name]
@@ -126,7 +132,7 @@ def _is_external(tensor: TensorProto) -> bool:
 
 def _expected_bytes(tensor: TensorProto) -> int | None:
     """Bytes that the declared shape takes, or None where elements have no fixed size."""
-    count = math.prod(tensor.dims)
+    count: int = math.prod(tensor.dims)
     if tensor.data_type == TensorProto.STRING:
         return None
     if tensor.data_type in _NIBBLES:
@@ -148,10 +154,8 @@ def _check_size(tensor: TensorProto, name: str, folder: Path | None) -> None:
                 f"weight {name!r}: shape {shape} needs {expected} bytes but the file holds {len(tensor.raw_data)}; "
                 "the file is damaged, export it again"
             )
-    elif tensor.data_type in (TensorProto.FLOAT, TensorProto.INT64, TensorProto.DOUBLE):
-        field = {TensorProto.FLOAT: tensor.float_data, TensorProto.INT64: tensor.int64_data}.get(
-            tensor.data_type, tensor.double_data
-        )
+    elif tensor.data_type in _FIELDS:
+        field = getattr(tensor, _FIELDS[tensor.data_type])
         if len(field) != math.prod(shape):
             raise ModelError(
                 f"weight {name!r}: shape {shape} needs {math.prod(shape)} values but the file holds {len(field)}; "

@@ -23,7 +23,7 @@ True
 """
 
 from onnxprune.rules import elementwise, linear, movement, normalization, pooling, reduction
-from onnxprune.rules.notation import Call, Pattern, Signature, parse
+from onnxprune.rules.notation import Call, Pattern, Signature, describe, parse
 from onnxprune.rules.registry import Kind, Resize, Rule, find, table
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Resize",
     "Rule",
     "Signature",
+    "describe",
     "elementwise",
     "find",
     "linear",

@@ -35,24 +35,28 @@ def _power(call: Call) -> Signature | None:
 
 def _quantize(call: Call) -> Signature | None:
     """Scale and zero point are scalars, or vectors along ``axis``; blocks of a finer kind are not covered."""
+    zero_point = call.value(2)
+    centred = not call.node.input(2) or (zero_point is not None and not zero_point.any())
+    times = (0, 1) if centred and call.node.op == "DequantizeLinear" else ()
     if call.rank(1) == 0 or call.shape(1) == (1,):
-        return parse("... -> ...")
+        return replace(parse("... -> ..."), times=times)
     if call.rank(1) != 1 or call.attribute("block_size", 0):
         return None
     axis = call.axis(default=1)
     letters = [f"a{i}" for i in range(call.rank())]
     operands = [" ".join(letters), letters[axis], *([letters[axis]] if call.node.input(2) else [])]
-    return parse(f"{', '.join(operands)} -> {' '.join(letters)}")
+    return replace(parse(f"{', '.join(operands)} -> {' '.join(letters)}"), times=times)
 
 
 # f(0) = 0: a removed channel stays zero ------------------------------------------------------------------------------
+# fmt: off
 add(
-    *("Relu LeakyRelu Elu Selu Celu Gelu Mish Swish HardSwish ThresholdedRelu Softsign Shrink Tanh Sin Sinh Asin Asinh".split()),
-    *("Tan Atan Atanh Abs Neg Sign Sqrt Erf Round Floor Ceil Cast Identity IsNaN IsInf BitwiseNot".split()),
-    signature="... -> ...",
-    build=_first_only,
-    times=(0,),
+    "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish",
+    "Identity", "IsInf", "IsNaN", "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh",
+    "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+    signature="... -> ...", build=_first_only, times=(0,),
 )
+# fmt: on
 add("Clip", signature="... -> ...", build=_clip, times=(0,))
 add("Pow", signature="..., ... -> ...", build=_power, times=(0,), note="positive constant exponents")
 add("Dropout", signature="... -> ..., ...", build=_first_only, times=(0,))
@@ -67,12 +71,11 @@ add("DequantizeLinear", signature="a c *, c, c -> a c *", build=_quantize, times
 add("QuantizeLinear", signature="a c *, c, c -> a c *", build=_quantize, zero=False, divides=(1,))
 
 # f(0) != 0: nothing is known of a removed channel ---------------------------------------------------------------------
+# fmt: off
 add(
-    *("Sigmoid HardSigmoid Softplus Exp Cos Cosh Acos Acosh Not".split()),
-    signature="... -> ...",
-    build=_first_only,
-    zero=False,
+    "Acos", "Acosh", "Cos", "Cosh", "Exp", "HardSigmoid", "Not", "Sigmoid", "Softplus",
+    signature="... -> ...", build=_first_only, zero=False,
 )
+# fmt: on
 add("Log", "Reciprocal", signature="... -> ...", build=_first_only, zero=False, divides=(0,), note="of zeros is a barrier")
 add("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", signature="..., ... -> ...", zero=False)
-

@@ -56,7 +56,7 @@ def _einsum(call: Call) -> Signature | None:
     spaced = []
     for term in (*terms, right):
         plain = term.replace("...", "")
-        if len(set(plain)) != len(plain) or not plain.isalpha() and plain:
+        if len(set(plain)) != len(plain) or (not plain.isalpha() and plain):
             return None
         ellipsis = term.find("...")
         tokens = [names.setdefault(c, f"e{len(names)}") for c in plain]
@@ -75,6 +75,8 @@ def macs(call: Call) -> int:
         return out * call.shape(0)[0 if call.attribute("transA", 0) else 1]
     if op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
         return out * call.shape(0)[-1]
+    if op in ("LSTM", "GRU", "RNN") and call.rank(0) == 3:
+        return math.prod(call.shape(0)[:2]) * (math.prod(call.shape(1)) + math.prod(call.shape(2)))
     if op == "Einsum":
         return _einsum_macs(call)
     return 0

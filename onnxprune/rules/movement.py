@@ -146,4 +146,3 @@ _row("Pad", resize=_pad, fills=True)
 _row("Expand", resize=_expand, fills=True)
 _row("Tile", resize=_tile, fills=True)
 _row("ConstantOfShape", data=(), resize=_constant_of_shape, fills=True)
-

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.graph import Node
-from onnxprune.shapes import BoolArray, Shape
+from onnxprune.graph import Graph, Node
+from onnxprune.shapes import BoolArray, Shape, Shapes
 from onnxprune.weights import Array
 
 
@@ -60,6 +60,18 @@ class Call:
         return tuple(int(a) % max(1, self.rank()) for a in given)
 
 
+def describe(graph: Graph, node: Node, shapes: Shapes) -> Call:
+    """A node of a graph together with what is known of its operands."""
+    return Call(
+        node=node,
+        inputs=tuple(shapes.get(n) if n else None for n in node.inputs),
+        outputs=tuple(shapes.get(n) if n else None for n in node.outputs),
+        values=tuple(shapes.value(n) if n else None for n in node.inputs),
+        static=tuple(shapes.static.get(n) if n else None for n in node.inputs),
+        version=graph.opset.get("" if node.standard else node.domain, 1),
+    )
+
+
 Token = str | tuple[str, ...]
 
 
@@ -88,12 +100,14 @@ class Signature:
     """A parsed line of notation.
 
     ``sizes``: of letters that shapes alone do not tell (the number of groups). ``zero``: whether f(0) = 0 for this call.
+    ``times``: operands of which one zero suffices, where that differs from the rule's.
     """
 
     operands: tuple[Pattern, ...]
     results: tuple[Pattern, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
     zero: bool = True
+    times: tuple[int, ...] = ()
 
 
 _TOKEN = re.compile(r"\(([a-z0-9! ]+)\)|(\.\.\.)|(\*)|(!?[a-z][a-z0-9]*)|(1)|(_)|(\S)")

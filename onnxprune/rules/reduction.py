@@ -39,7 +39,12 @@ _ADDITIVE = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
 add(*_ADDITIVE, signature="* c -> *", build=_reduce, times=(0,), note="over channels that are zero when removed")
 add(
-    *("ReduceMean ReduceMax ReduceMin ReduceProd ReduceLogSum ReduceLogSumExp".split()),
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
     kind=Kind.MIXING,
     signature="* !c -> *",
     build=_reduce,

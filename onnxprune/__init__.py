@@ -1,0 +1,46 @@
+"""onnxprune: a smaller ONNX model that provably equals the masked original.
+
+>>> import onnxprune
+>>> result = onnxprune.prune("model.onnx", ratio=0.5)  # doctest: +SKIP
+>>> result.save("small.onnx")                          # doctest: +SKIP
+"""
+
+__version__ = "0.1.0"
+
+from onnxprune.compare import Comparison, compare
+from onnxprune.errors import (
+    DataError,
+    ModelError,
+    OnnxpruneError,
+    OptionError,
+    OutputError,
+    PlanError,
+    UsageError,
+    VerificationError,
+)
+from onnxprune.plan import Plan
+from onnxprune.pruner import Result, inspect, prune
+from onnxprune.report import Report
+
+__all__ = [
+    # verbs
+    "compare",
+    "inspect",
+    "prune",
+    # nouns
+    "Comparison",
+    "Plan",
+    "Report",
+    "Result",
+    # errors
+    "DataError",
+    "ModelError",
+    "OnnxpruneError",
+    "OptionError",
+    "OutputError",
+    "PlanError",
+    "UsageError",
+    "VerificationError",
+    # about
+    "__version__",
+]

@@ -1,0 +1,176 @@
+"""The command line: parse, call, print. Exit status 0 done, 1 failed and nothing written, 2 usage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from onnxprune import __version__
+from onnxprune.compare import compare as compare_models
+from onnxprune.demo import run as run_demo
+from onnxprune.errors import OnnxpruneError
+from onnxprune.graph import check_output
+from onnxprune.operators import table
+from onnxprune.pruner import inspect as inspect_model
+from onnxprune.pruner import prune as prune_model
+
+app = typer.Typer(
+    help="Cut channels out of an ONNX model, and prove that the result equals the masked original.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE.npz", help="One array per graph input, and 'labels'.", show_default=False)
+]
+Freeze = Annotated[
+    list[str] | None, typer.Option("--freeze", metavar="PATTERN", help="Nodes or tensors to leave alone.", show_default=False)
+]
+Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.", show_default=False)]
+
+
+@contextmanager
+def _working() -> Iterator[Callable[[str], None]]:
+    """Show the stage that is being worked on, on standard error, if that is a terminal; turn errors into one line."""
+    console = Console(stderr=True)
+    try:
+        if console.is_terminal:
+            with console.status("starting") as status:
+                yield status.update
+        else:
+            yield lambda stage: None
+    except OnnxpruneError as error:
+        print(f"onnxprune: error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        print("onnxprune: interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write.", show_default=False)] = Path("onnxprune-demo"),
+) -> None:
+    """Prune a small trained network that comes with the package, and show what that saves and costs."""
+    with _working() as progress:
+        print(run_demo(folder, progress=progress))
+
+
+@app.command()
+def inspect(
+    model: Model,
+    freeze: Freeze = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what could be cut, and what is frozen by which node at what cost."""
+    with _working() as progress:
+        if json is not None:
+            check_output(json, model)
+        report = inspect_model(model, freeze=tuple(freeze or ()), progress=progress)
+        if json is not None:
+            report.save(json)
+    print(report)
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="The pruned model.", show_default=False)
+    ] = None,
+    ratio: Annotated[float, typer.Option(help="Fraction of the channels to remove, 0 <= ratio < 1.")] = 0.5,
+    criterion: Annotated[str, typer.Option(metavar="NAME", help="What makes a channel important: l1, l2, random.")] = "l1",
+    scope: Annotated[
+        str, typer.Option(metavar="SCOPE", help="uniform: from every group; global: all ranked together.")
+    ] = "uniform",
+    data: Data = None,
+    freeze: Freeze = None,
+    min_channels: Annotated[int, typer.Option(metavar="K", help="What every group keeps at least.")] = 1,
+    round_to: Annotated[int, typer.Option(metavar="K", help="Round kept channels up to a multiple of K.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="For everything random.")] = 0,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Replay a saved plan.", show_default=False)] = None,
+    save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan as JSON.", show_default=False)] = None,
+    report: Json = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write the model.")] = False,
+) -> None:
+    """Cut channels out of a model, prove that the result equals the masked original, and write it."""
+    if output is None and not dry_run:
+        raise typer.BadParameter("give the pruned model's path, or --dry-run", param_hint="-o")
+    if plan is not None and save_plan is not None:
+        raise typer.BadParameter("a plan is either replayed or saved", param_hint="--plan / --save-plan")
+    with _working() as progress:
+        for path in filter(None, (output, save_plan, report)):
+            check_output(path, model)
+        result = prune_model(
+            model,
+            ratio=ratio,
+            criterion=criterion,
+            scope=scope,
+            data=data,
+            seed=seed,
+            min_channels=min_channels,
+            round_to=round_to,
+            freeze=tuple(freeze or ()),
+            plan=plan,
+            progress=progress,
+        )
+        if output is not None and not dry_run:
+            progress("write")
+            result.save(output)
+        if save_plan is not None:
+            result.plan.save(save_plan)
+        if report is not None:
+            result.report.save(report)
+    print(result.report)
+
+
+@app.command()
+def compare(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="An ONNX file.", show_default=False)],
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="Another one with the same inputs.", show_default=False)],
+    data: Data = None,
+    report: Json = None,
+) -> None:
+    """Put two models side by side: size, work, latency in onnxruntime and, with data, agreement and accuracy."""
+    with _working() as progress:
+        if report is not None:
+            check_output(report, original)
+        progress("measure")
+        result = compare_models(original, pruned, data=data)
+        if report is not None:
+            result.save(report)
+    print(result)
+
+
+@app.command()
+def ops() -> None:
+    """Print the operator table: what cutting channels through each operator means."""
+    print(table())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"onnxprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    del version
+
+
+def main(*args: Any) -> None:
+    """Entry point."""
+    app(*args)

@@ -1,0 +1,47 @@
+"""What a model costs: parameters, multiply-accumulate operations, bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnx import AttributeProto, GraphProto, TensorProto
+
+from onnxprune.graph import Graph
+from onnxprune.rules import describe
+from onnxprune.rules.linear import macs
+from onnxprune.shapes import Shapes
+from onnxprune.weights import PARAMETERS
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """``parameters``: stored float and 8-bit numbers. ``macs``: of one run with one sample (dynamic sizes at the probe)."""
+
+    parameters: int
+    macs: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, int]:
+        """As in the report."""
+        return {"parameters": self.parameters, "macs": self.macs, "bytes": self.bytes}
+
+
+def cost(graph: Graph, shapes: Shapes) -> Cost:
+    """Cost of a model whose shapes were inferred."""
+    stored = sum(graph.weights.count(name) for name in graph.weights if graph.weights.is_parameter(name))
+    bodies = (a.g for n in graph.proto.graph.node for a in n.attribute if a.type == AttributeProto.GRAPH)
+    inside = sum(math.prod(t.dims) for body in bodies for t in _tensors(body) if t.data_type in PARAMETERS)
+    work = sum(macs(describe(graph, node, shapes)) for node in graph.nodes)
+    return Cost(stored + inside, work, graph.stored_bytes)
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for a in node.attribute:
+            if a.type == AttributeProto.GRAPH:
+                yield from _tensors(a.g)
+            elif a.type == AttributeProto.TENSOR and node.op_type == "Constant":
+                yield a.t

@@ -1,0 +1,100 @@
+"""Data for calibration and evaluation: one array per graph input, samples on the first axis, and perhaps labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune.errors import DataError
+from onnxprune.graph import Port
+from onnxprune.weights import Array
+
+BATCH = 64
+"""Samples per run where the model takes any number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """``inputs``: arrays by graph input, all with the same number of samples. ``labels``: int64 ``(samples,)`` or None."""
+
+    inputs: Mapping[str, Array]
+    labels: npt.NDArray[np.int64] | None
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+    def batches(self, ports: Sequence[Port]) -> Iterator[tuple[dict[str, Array], int]]:
+        """Feeds of as many samples as the model takes at once, and how many of them are real (the rest is padding)."""
+        fixed = [p.shape[0] for p in ports if p.shape and isinstance(p.shape[0], int)]
+        size = fixed[0] if fixed else min(BATCH, self.samples)
+        for start in range(0, self.samples, size):
+            real = min(size, self.samples - start)
+            rows = np.minimum(np.arange(start, start + size), self.samples - 1) if fixed else np.arange(start, start + real)
+            yield {name: values[rows] for name, values in self.inputs.items()}, real
+
+
+def read(source: str | Path | Mapping[str, Array], ports: Sequence[Port]) -> Dataset:
+    """Read an ``.npz`` file, or take arrays by name, and check that they fit a model's inputs.
+
+    A model with one input also accepts the name ``x``.
+
+    Raises:
+        DataError: unreadable, or names, shapes, types, numbers of samples or values that do not fit.
+    """
+    arrays, where = (dict(source), "data") if isinstance(source, Mapping) else (_load(Path(source)), f"data {str(source)!r}")
+    labels = arrays.pop("labels", None)
+    if len(ports) == 1 and "x" in arrays and ports[0].name not in arrays:
+        arrays[ports[0].name] = arrays.pop("x")
+    names = [p.name for p in ports]
+    if sorted(arrays) != sorted(names):
+        raise DataError(f"{where} has arrays {sorted(arrays)}, the model's inputs are {sorted(names)}; name one array after each")
+    samples = {len(a) if a.ndim else 0 for a in arrays.values()}
+    if len(samples) != 1 or 0 in samples:
+        raise DataError(f"{where}: every array needs the same number of samples on its first axis, at least one; found {samples}")
+    checked = {p.name: _fit(arrays[p.name], p, where) for p in ports}
+    return Dataset(checked, _check_labels(labels, samples.pop(), where))
+
+
+def _load(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise DataError(f"data {str(path)!r} do not exist; check the path") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"data {str(path)!r} are not an .npz archive of plain arrays: {error}") from error
+
+
+def _fit(values: Array, port: Port, where: str) -> Array:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(port.elem_type)
+    shape = port.shape or ()
+    wrong = len(shape) != values.ndim or any(
+        isinstance(d, int) and d != size for d, size in zip(shape[1:], values.shape[1:], strict=False)
+    )
+    if port.shape is not None and wrong:
+        raise DataError(
+            f"{where}: array {port.name!r} has shape {values.shape}, the model's input is {list(shape)}; samples come first"
+        )
+    if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and dtype.kind in "iu"):
+        raise DataError(f"{where}: array {port.name!r} holds {values.dtype}, the model's input {dtype}; convert it first")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(f"{where}: array {port.name!r} holds NaN or infinite values; clean the data first")
+    return values.astype(dtype, copy=False)
+
+
+def _check_labels(labels: Array | None, samples: int, where: str) -> npt.NDArray[np.int64] | None:
+    if labels is None:
+        return None
+    labels = np.squeeze(labels, axis=1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim != 1 or len(labels) != samples or labels.dtype.kind not in "iub":
+        raise DataError(f"{where}: labels are {labels.dtype} {labels.shape}; they must be integers of shape ({samples},)")
+    if labels.min() < 0:
+        raise DataError(f"{where}: label {int(labels.min())} is negative; labels are class numbers from 0")
+    return labels.astype(np.int64)

@@ -1,0 +1,50 @@
+"""Latency of two models side by side in onnxruntime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune.runtime import Session
+from onnxprune.weights import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds per run: the median, and the quartiles as its spread."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ms ({self.low:.3f} to {self.high:.3f})"
+
+
+def interleaved(
+    models: tuple[ModelProto, ModelProto], feeds: Mapping[str, Array], *, runs: int = 50, seconds: float = 10.0, threads: int = 1
+) -> tuple[Latency, Latency]:
+    """Time two models with the same input, in turns, so that noise of the machine meets both alike.
+
+    Args:
+        runs: of each model at most; ``seconds`` of measuring at most (but five runs at least).
+    """
+    sessions = [Session(m, threads=threads) for m in models]
+    for session in sessions:
+        session.run(feeds)
+        session.run(feeds)
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    for turn in range(runs):
+        for place, session in enumerate(sessions):
+            start = time.perf_counter()
+            session.run(feeds)
+            times[place].append(1e3 * (time.perf_counter() - start))
+        if turn >= 4 and time.perf_counter() > end:
+            break
+    one, two = (Latency(float(np.median(t)), *(float(q) for q in np.quantile(t, [0.25, 0.75]))) for t in times)
+    return one, two

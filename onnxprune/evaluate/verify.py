@@ -1,0 +1,109 @@
+"""The oracle: the pruned model must equal the original with the removed channels zeroed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from onnxprune.errors import ModelError, VerificationError
+from onnxprune.graph import Graph
+from onnxprune.runtime import Session, random_feeds
+from onnxprune.shapes import Shape, Shapes
+from onnxprune.weights import Array
+
+TOLERANCE = 1e-4
+"""Largest accepted difference in float32, relative to the largest value of the output."""
+
+HALF_TOLERANCE = 2e-2
+"""The same where weights are 16-bit: sums in another order round differently."""
+
+_HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Largest differences between the outputs over all tried ``inputs`` (a number of random batches)."""
+
+    passed: bool
+    max_abs_error: float
+    max_rel_error: float
+    inputs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the report."""
+        return {
+            "passed": self.passed,
+            "max_abs_error": self.max_abs_error,
+            "max_rel_error": self.max_rel_error,
+            "inputs": self.inputs,
+        }
+
+
+def verify(graph: Graph, shapes: Shapes, masked: ModelProto, pruned: ModelProto, *, seed: int = 0) -> Verification:
+    """Run both models on random inputs: batches of one and, where the batch is dynamic, of three.
+
+    Raises:
+        VerificationError: the pruned model does not load, does not run, or gives outputs of another shape.
+        ModelError: the masked original does not run on random inputs.
+    """
+    reference = Session(masked)
+    try:
+        candidate = Session(pruned)
+    except ModelError as error:
+        raise VerificationError(f"the pruned model is refused, nothing was written: {error}") from error
+    rng = np.random.default_rng(seed)
+    worst_abs = worst_rel = 0.0
+    runs = 0
+    for feeds_shapes in _batches(graph, shapes):
+        feeds = random_feeds(graph.inputs, feeds_shapes, rng)
+        try:
+            expected = reference.run(feeds)
+        except ModelError:
+            if runs:
+                continue
+            raise
+        try:
+            results = candidate.run(feeds)
+        except ModelError as error:
+            raise VerificationError(f"the pruned model does not run, nothing was written: {error}") from error
+        for name, want, got in zip(reference.outputs, expected, results, strict=True):
+            absolute, relative = difference(name, want, got)
+            worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
+        runs += 1
+    half = any(graph.weights.elem_type(n) in _HALF for n in graph.weights)
+    return Verification(worst_rel <= (HALF_TOLERANCE if half else TOLERANCE), worst_abs, worst_rel, runs)
+
+
+def _batches(graph: Graph, shapes: Shapes) -> list[Mapping[str, Shape]]:
+    first = dict(shapes.inputs)
+    dynamic = [p.name for p in graph.inputs if p.shape and not isinstance(p.shape[0], int)]
+    if not dynamic:
+        return [first, first]
+    return [first, {n: (3, *s[1:]) if n in dynamic else s for n, s in first.items()}]
+
+
+def difference(name: str, want: Any, got: Any) -> tuple[float, float]:
+    """Largest absolute difference of two outputs, and the same relative to the largest expected value.
+
+    Raises:
+        VerificationError: the shapes differ.
+    """
+    if not isinstance(want, np.ndarray):
+        return (0.0, 0.0) if isinstance(want, list) and len(want) == len(got) else (float("inf"), float("inf"))
+    if want.shape != got.shape:
+        raise VerificationError(f"output {name!r} has shape {got.shape} instead of {want.shape}, nothing was written")
+    if want.dtype.kind not in "fiub" or want.size == 0:
+        return 0.0, 0.0 if np.array_equal(want, got) else float("inf")
+    return _numbers(want.astype(np.float64), got.astype(np.float64))
+
+
+def _numbers(want: Array, got: Array) -> tuple[float, float]:
+    finite = np.isfinite(want)
+    if not np.array_equal(want[~finite], got[~finite], equal_nan=True):
+        return float("inf"), float("inf")
+    gap = float(np.abs(want[finite] - got[finite]).max(initial=0))
+    return gap, gap / max(float(np.abs(want[finite]).max(initial=0)), 1e-6)

@@ -1,0 +1,219 @@
+"""Prune: load, find the coupled channels, score, plan, cut, prove, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune import data as datasets
+from onnxprune.channels import Coupling, analyse
+from onnxprune.cost import Cost, cost
+from onnxprune.errors import UsageError, VerificationError
+from onnxprune.evaluate import Verification, accuracy, agreement, predict, verify
+from onnxprune.graph import Graph, Source, load, save
+from onnxprune.importance import CRITERIA
+from onnxprune.labels import BoolArray, Reason
+from onnxprune.plan import Plan, allocate, make_plan, removed_by
+from onnxprune.report import GroupRow, Report
+from onnxprune.shapes import infer
+from onnxprune.surgery import RepairError, apply, mask
+from onnxprune.weights import Array
+
+Progress = Callable[[str], None]
+"""Called with a few words whenever a new stage begins."""
+
+INLINE_LIMIT = 1_900_000_000
+"""A model larger than this can't be one protobuf file; its weights go beside it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model with the plan that made it and the report of how."""
+
+    model: ModelProto
+    plan: Plan
+    report: Report
+    external_data: bool = False
+
+    def save(self, path: str | Path) -> None:
+        """Write the model; weights go to ``<name>.data`` beside it if the original kept them apart.
+
+        Raises:
+            OutputError: the path can't be written. What was there before is still there.
+        """
+        save(self.model, path, external=self.external_data or self.model.ByteSize() > INLINE_LIMIT)
+
+
+def prune(
+    model: Source,
+    *,
+    ratio: float = 0.5,
+    criterion: str = "l1",
+    scope: str = "uniform",
+    data: str | Path | Mapping[str, Array] | None = None,
+    seed: int = 0,
+    min_channels: int = 1,
+    round_to: int = 1,
+    freeze: tuple[str, ...] = (),
+    plan: Plan | str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Cut a share of the channels out of a model and prove that the result equals the masked original.
+
+    Args:
+        model: path of an ONNX file, or a proto (which is not changed).
+        ratio: fraction of channels to remove, 0 <= ratio < 1.
+        criterion: a name from ``onnxprune.importance.CRITERIA``.
+        scope: ``"uniform"`` (the share is removed from every group) or ``"global"`` (all channels ranked together).
+        data: an ``.npz`` path or arrays by input name; used to measure accuracy and agreement, not to choose.
+        seed: for everything random.
+        min_channels: what every group keeps at least.
+        round_to: axes keep a multiple of this many channels, rounded up.
+        freeze: shell-style patterns of node or tensor names to leave alone.
+        plan: replay this plan instead of choosing channels.
+        progress: called at each stage.
+
+    Raises:
+        OnnxpruneError: bad input, or the proof failed; see :mod:`onnxprune.errors`.
+    """
+    if criterion not in CRITERIA:
+        raise UsageError(f"criterion {criterion!r} does not exist; choose one of {', '.join(sorted(CRITERIA))}")
+    clock = _Clock(progress)
+    with clock("load"):
+        graph = load(model)
+        dataset = None if data is None else datasets.read(data, graph.inputs)
+    choose = _Choice(ratio, criterion, scope, seed, min_channels, round_to, _read_plan(plan))
+    coupling, removed, pruned = _cut(graph, freeze, choose, clock)
+    with clock("plan"):
+        made = make_plan(coupling, removed)
+    with clock("verify"):
+        verification = _verify(coupling, made, pruned, seed)
+    with clock("report"):
+        before, after = cost(graph, coupling.shapes), _cost_of(pruned)
+        kept = [int((~removed[g.roots]).sum()) for g in coupling.groups]
+        rows = tuple(GroupRow(g, k) for g, k in zip(coupling.groups, kept, strict=True))
+        metrics: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
+        if dataset is not None:
+            metrics = _metrics(graph, pruned, dataset)
+    report = Report(before, after, rows, coupling.frozen, verification, clock.elapsed, metrics)
+    return Result(pruned, made, report, graph.weights.has_external_data)
+
+
+def inspect(model: Source, *, freeze: tuple[str, ...] = (), progress: Progress | None = None) -> Report:
+    """What could be cut: the channel groups, and what is frozen by which node.
+
+    Raises:
+        ModelError: the model can't be read or loaded by onnxruntime.
+    """
+    clock = _Clock(progress)
+    with clock("load"):
+        graph = load(model)
+    with clock("analyse"):
+        coupling = analyse(graph, freeze=freeze)
+    size = cost(graph, coupling.shapes)
+    rows = tuple(GroupRow(g, g.size) for g in coupling.groups)
+    return Report(size, size, rows, coupling.frozen, None, clock.elapsed)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How the channels that leave are chosen."""
+
+    ratio: float
+    criterion: str
+    scope: str
+    seed: int
+    min_channels: int
+    round_to: int
+    plan: Plan | None
+
+    def removed(self, coupling: Coupling, clock: _Clock) -> BoolArray:
+        if self.plan is not None:
+            return removed_by(coupling, self.plan)
+        rng = np.random.default_rng(self.seed)
+        with clock("score"):
+            scores = [CRITERIA[self.criterion](group, coupling.graph.weights, rng) for group in coupling.groups]
+            return allocate(
+                coupling,
+                scores,
+                ratio=self.ratio,
+                scope=self.scope,
+                min_channels=self.min_channels,
+                round_to=self.round_to,
+            )
+
+
+def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) -> tuple[Coupling, BoolArray, ModelProto]:
+    """Analyse, choose and cut. What turns out to be beyond repair is frozen, with the reason, and the rest tried again."""
+    hold: dict[str, Reason] = {}
+    while True:
+        with clock("analyse"):
+            coupling = analyse(graph, freeze=freeze, hold=hold)
+        removed = choose.removed(coupling, clock)
+        try:
+            with clock("surgery"):
+                return coupling, removed, apply(coupling, removed)
+        except RepairError as error:
+            node = error.node
+            names = [n for n in (*node.inputs, *node.outputs) if n and n not in hold]
+            if not names:
+                raise
+            hold |= {name: Reason(node.label, error.why) for name in names}
+
+
+def _verify(coupling: Coupling, plan: Plan, pruned: ModelProto, seed: int) -> Verification:
+    if not plan.sites:
+        return Verification(True, 0.0, 0.0, 0)
+    verification = verify(coupling.graph, coupling.shapes, mask(coupling.graph, plan), pruned, seed=seed)
+    if not verification.passed:
+        raise VerificationError(
+            f"the pruned model differs from the masked original by {verification.max_rel_error:.1e} of the output's scale; "
+            "nothing was written. This is a defect of onnxprune: please report the model, or freeze the part it is in"
+        )
+    return verification
+
+
+def _cost_of(model: ModelProto) -> Cost:
+    graph = load(model)
+    return cost(graph, infer(graph))
+
+
+def _read_plan(plan: Plan | str | Path | None) -> Plan | None:
+    return plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
+
+
+def _metrics(graph: Graph, pruned: ModelProto, dataset: datasets.Dataset) -> dict[str, dict[str, Any]]:
+    old, new = predict(graph.assemble(), dataset, graph.inputs), predict(pruned, dataset, graph.inputs)
+    metrics: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
+    if dataset.labels is not None:
+        metrics["before"]["accuracy"] = accuracy(old, dataset.labels)
+        metrics["after"]["accuracy"] = accuracy(new, dataset.labels)
+    alike = agreement(old, new)
+    if alike is not None:
+        metrics["after"]["agreement"] = alike
+    return metrics
+
+
+class _Clock:
+    """Adds up the seconds of each stage and tells the caller which one has begun."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.elapsed: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress(stage)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.elapsed[stage] = self.elapsed.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,148 @@
+"""The report of a run: its numbers, its JSON form and its table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune.channels import ChannelGroup, Frozen
+from onnxprune.cost import Cost
+from onnxprune.errors import OutputError
+from onnxprune.evaluate import Verification
+from onnxprune.report.text import columns, megabytes, shorten
+
+SCHEMA = "onnxprune.report/1"
+ROWS = 24
+"""Groups printed in full; the JSON has all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One channel group and how many of its channels stay."""
+
+    group: ChannelGroup
+    kept: int
+
+
+FrozenRow = Frozen
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a run found out. ``str()`` is a readable table, :meth:`to_dict` the contract's JSON."""
+
+    before: Cost
+    after: Cost
+    groups: tuple[GroupRow, ...]
+    frozen: tuple[FrozenRow, ...]
+    verification: Verification | None
+    elapsed: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"before": {}, "after": {}})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data (schema ``onnxprune.report/1``)."""
+        return {
+            "schema": SCHEMA,
+            "model": {"before": self.before.to_dict(), "after": self.after.to_dict()},
+            "groups": [_group(row) for row in self.groups],
+            "frozen": [
+                {
+                    "tensor": f.tensor,
+                    "axis": f.axis,
+                    "channels": f.channels,
+                    "parameters": f.parameters,
+                    "reason": f.reason,
+                    "node": f.node,
+                }
+                for f in self.frozen
+            ],
+            "verification": None if self.verification is None else self.verification.to_dict(),
+            "metrics": {side: dict(values) for side, values in self.metrics.items()},
+            "steps": [],
+            "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
+        try:
+            Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"report {str(path)!r} can't be written: {error.strerror}") from error
+
+    def __str__(self) -> str:
+        parts = [self._costs(), self._groups(), self._frozen()]
+        if self.verification is not None:
+            v = self.verification
+            says = "equals" if v.passed else "DIFFERS FROM"
+            parts.append(
+                f"verified: the pruned model {says} the masked original (largest relative difference "
+                f"{v.max_rel_error:.1e} over {v.inputs} random inputs)"
+            )
+        if self.elapsed:
+            parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
+        return "\n\n".join(p for p in parts if p)
+
+    def _costs(self) -> str:
+        b, a = self.before, self.after
+        rows = [
+            ("", "before", "after", "left"),
+            ("parameters", f"{b.parameters:,}", f"{a.parameters:,}", _share(a.parameters, b.parameters)),
+            ("MACs", f"{b.macs:,}", f"{a.macs:,}", _share(a.macs, b.macs)),
+            ("size", megabytes(b.bytes), megabytes(a.bytes), _share(a.bytes, b.bytes)),
+        ]
+        for name in self.metrics["before"]:
+            old, new = self.metrics["before"][name], self.metrics["after"].get(name)
+            rows.append((name, _number(old), _number(new), ""))
+        rows += [(name, "", _number(v), "") for name, v in self.metrics["after"].items() if name not in self.metrics["before"]]
+        return columns(rows, right=(1, 2, 3))
+
+    def _groups(self) -> str:
+        if not self.groups:
+            return "no channels can be cut"
+        rows = [("group", "channels", "kept", "parameters", "weight axes")]
+        for row in self.groups[:ROWS]:
+            g = row.group
+            rows.append((shorten(g.name, 48), str(g.size), str(row.kept), f"{g.parameters:,}", str(len(g.members))))
+        more = [f"  ... and {len(self.groups) - ROWS} more groups"] if len(self.groups) > ROWS else []
+        return "\n".join([columns(rows, right=(1, 2, 3, 4)), *more])
+
+    def _frozen(self) -> str:
+        if not self.frozen:
+            return ""
+        by_cause: dict[tuple[str, str], list[int]] = {}
+        for f in self.frozen:
+            by_cause.setdefault((f.node, f.reason), []).append(f.parameters)
+        causes = sorted(by_cause.items(), key=lambda item: -sum(item[1]))
+        rows = [("frozen by", "parameters", "share", "because")]
+        for (node, reason), held in causes[:ROWS]:
+            share = _share(sum(held), self.before.parameters)
+            rows.append((shorten(node or "-", 40), f"{sum(held):,}", share, reason))
+        more = [f"  ... and {len(causes) - ROWS} more causes"] if len(causes) > ROWS else []
+        return "\n".join([columns(rows, right=(1, 2)), *more])
+
+
+def _group(row: GroupRow) -> dict[str, Any]:
+    g = row.group
+    return {
+        "name": g.name,
+        "channels": g.size,
+        "kept": row.kept,
+        "parameters": g.parameters,
+        "exact": g.exact,
+        "sites": [{"tensor": s.tensor, "axis": s.axis} for s in g.sites],
+    }
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
