@@ -88,9 +88,7 @@ def randomise(model: keras.Model, rng: np.random.Generator) -> np.ndarray:
         "moving_variance": (0.5, 2.0),
     }
 
-    def scale_to_unit_output(
-        layer: keras.Layer, call: Callable[..., tf.Tensor], x: tf.Tensor, **options: bool
-    ) -> tf.Tensor:
+    def scale_to_unit_output(layer: keras.Layer, call: Callable[..., tf.Tensor], x: tf.Tensor, **options: bool) -> tf.Tensor:
         scale = 1 / tf.math.reduce_std(call(x, **options))
         for weight in layer.weights:
             if weight.name != "depthwise_kernel":

@@ -9,6 +9,9 @@ with PyTorch's. The networks that failed are listed at the end, and the exit sta
 Needs ``torch torchvision timm onnx onnxscript onnxruntime``.
 """
 
+# A module's forward is described by its class.
+# ruff: noqa: D102
+
 from __future__ import annotations
 
 import argparse
@@ -229,9 +232,7 @@ def declare_torchvision_operators() -> None:
         spec = find_spec("torchvision")
         if spec is None or spec.origin is None:
             raise
-        sources = [
-            Path(spec.origin).with_name(f"_{kind}_registrations.py").read_text() for kind in ("meta", "autograd")
-        ]
+        sources = [Path(spec.origin).with_name(f"_{kind}_registrations.py").read_text() for kind in ("meta", "autograd")]
         for operator in set(re.findall(r"torchvision::(\w+)", "".join(sources))):
             torch.library.define(f"torchvision::{operator}", "(Tensor x) -> Tensor")
 

@@ -761,6 +761,7 @@ def export_sklearn(name: str, model: MLPClassifier | MLPRegressor) -> None:
     else:
         model.fit(x, x[:, 0] * x[:, 1])
         proto, expected = to_onnx(model, x[:1]), [model.predict(x)[:, np.newaxis]]
+    proto.graph.name = name  # random otherwise
     onnx.save(proto, path)
     check(path, {"X": x}, expected)
 

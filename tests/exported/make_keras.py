@@ -4,7 +4,7 @@
 
 Needs ``tensorflow tf2onnx onnxruntime`` (last run with tensorflow 2.21, keras 3.15, tf2onnx 1.17), best kept in another
 environment than PyTorch. Each file is run in onnxruntime and its outputs compared with Keras's. ``make.py`` writes the
-other graphs.
+other graphs. Weights are the same at every run; the names and the order of constants that tf2onnx folds are not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def conv_bn(x: KerasTensor, width: int, kernel: int = 3, strides: int = 1, activ
 
 def cnn() -> keras.Model:
     """``Flatten`` in height, width, channel order; batch normalisation after the activation, so nothing folds it."""
-    inputs = x = keras.Input((12, 12, 3))
+    inputs = x = keras.Input((16, 16, 3))
     for width in (8, 12):
         x = layers.Conv2D(width, 3, activation="relu")(x)
         x = layers.BatchNormalization()(x)
