@@ -180,8 +180,7 @@ def _group(state: Flow, roots: IntArray, members: tuple[Member, ...]) -> Channel
         if weights.is_parameter(m.site.tensor)
     )
     first = next((m for m in members if m.producer), members[0])
-    users = state.graph.consumers.get(first.site.tensor, [])
-    name = users[0].label if users else first.site.tensor
+    name = state.roles.get(first.site, {}).get("producer", first.site.tensor)
     return ChannelGroup(name, roots, members, parameters)
 
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto
 
 from onnxprune.channels import Coupling
 from onnxprune.errors import OnnxpruneError
-from onnxprune.flow import Reroute, one_gather
+from onnxprune.flow import Reroute, one_gather, stand_ins
 from onnxprune.graph import Graph, Node
 from onnxprune.labels import BoolArray, Factor, IntArray, Labelled
 from onnxprune.plan import Plan
@@ -223,14 +223,11 @@ class _Surgeon:
     def _arrives(self, call: Call, rule: Rule, resize: Resize) -> bool:
         node = call.node
         data = list(range(len(node.inputs)) if rule.data is None else rule.data)
-        operands: list[Array | None] = [self.new.value(n) if n else None for n in node.inputs]
+        values = [self.new.value(n) if n else None for n in node.inputs]
         for k, wanted in resize.operands.items():
-            operands += [None] * (k + 1 - len(operands))
-            operands[k] = wanted
-        if node.op == "Pad" and len(operands) > 2 and operands[2] is not None:
-            operands[2] = np.zeros((), np.int64)
-        for k in data:
-            operands[k] = np.broadcast_to(np.int64(0), self.new.shapes[node.inputs[k]])
+            values += [None] * (k + 1 - len(values))
+            values[k] = wanted
+        operands = stand_ins(node.op, data, values, [self.new.get(n) for n in node.inputs])
         for k in data:
             tensor = self.coupling.flow.tensors[node.inputs[k]]
             for factor in tensor.factors:

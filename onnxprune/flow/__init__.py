@@ -1,0 +1,14 @@
+"""Labels flow through the graph, node by node.
+
+Weights' axes get fresh labels. A computing operator ties axes as its line of notation says and hands labels on to its
+result (:mod:`~onnxprune.flow.computing`). A movement operator is run on the labels themselves, and where each label
+arrives is where it is (:mod:`~onnxprune.flow.moving`). Everything else is a barrier. Which way an axis that was split in
+two is cut, whole rows or the same column in every row, is a *choice*; it is recorded, so that the caller can ask for the
+other one.
+"""
+
+from onnxprune.flow.moving import one_gather, stand_ins
+from onnxprune.flow.run import flow, matching
+from onnxprune.flow.state import Flow, Reroute, Site, Step
+
+__all__ = ["Flow", "Reroute", "Site", "Step", "flow", "matching", "one_gather", "stand_ins"]

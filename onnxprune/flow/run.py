@@ -1,0 +1,130 @@
+"""The walk: each node in turn hands labels on."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+
+from onnx import GraphProto, TensorProto
+
+from onnxprune.flow.computing import compute
+from onnxprune.flow.moving import Mover
+from onnxprune.flow.state import Flow, Step
+from onnxprune.graph import Graph, Node
+from onnxprune.labels import Labelled, Reason
+from onnxprune.rules import Call, Kind, Rule, describe, find
+from onnxprune.shapes import Shapes
+from onnxprune.weights import FLOATS
+
+LABELLED = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32}
+"""Element types of stored tensors that can hold weights, scales and zero points."""
+
+
+def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason]) -> Flow:
+    """Run the labels through the graph.
+
+    Args:
+        choices: which way to cut at a node (by index), where there are several; the first where nothing is said.
+        frozen: reasons to keep whole, by the name of a node or tensor.
+    """
+    state = Flow(graph, shapes, choices)
+    _label_sources(state, frozen)
+    for node in graph.nodes:
+        if node.op == "Constant" and node.outputs[0] in graph.weights:
+            continue
+        call = describe(graph, node, shapes)
+        state.steps.append(_visit(state, call, find(node.op, node.domain) if not _has_body(node) else None))
+        _freeze(state, node, frozen)
+    for port in graph.outputs:
+        state.hold(port.name, Reason(state.writer(port.name), f"graph output {port.name!r} keeps its shape"))
+    return state
+
+
+def matching(graph: Graph, pattern: str) -> list[str]:
+    """Names of nodes and tensors that a shell-style pattern matches."""
+    names = {n.name for n in graph.nodes} | {o for n in graph.nodes for o in n.outputs} | set(graph.weights)
+    return sorted(fnmatch.filter(filter(None, names), pattern))
+
+
+def _label_sources(state: Flow, frozen: Mapping[str, Reason]) -> None:
+    """Fresh labels for stored tensors; held ones for graph inputs."""
+    for port in state.graph.inputs:
+        shape = state.shapes.get(port.name)
+        if shape is not None:
+            reason = Reason("", f"graph input {port.name!r} keeps its shape")
+            state.tensors[port.name] = Labelled(shape, state.held_axes(shape, reason))
+    for name in state.graph.weights:
+        state.label_weight(name, labelled=state.graph.weights.elem_type(name) in LABELLED)
+        if name in frozen:
+            state.hold(name, frozen[name])
+
+
+def _visit(state: Flow, call: Call, rule: Rule | None) -> Step:
+    """Label a node's outputs."""
+    node = call.node
+    if node.op in ("Shape", "Size") and node.standard:
+        state.settle(call, 0)
+        _unlabelled(state, call)
+        return Step(call, rule)
+    if not _concerns(state, call, rule):
+        _unlabelled(state, call)
+        return Step(call, rule)
+    if rule is None or any(call.inputs[k] is None for k, n in enumerate(node.inputs) if n):
+        return _barrier(state, call, rule, _why_not(node, rule))
+    if rule.kind is Kind.MOVEMENT and (moved := Mover(state, call, rule).move()) is not None:
+        state.tensors.update(moved)
+        return Step(call, rule, understood=True, moved=True)
+    if rule.kind is Kind.MOVEMENT and rule.build is None:
+        return _barrier(state, call, rule, f"{node.op} moves elements by amounts that are not constant")
+    signature = rule.fit(call)
+    computed = None if signature is None else compute(state, call, rule, signature)
+    if computed is None:
+        return _barrier(state, call, rule, f"this form of {node.op} is not covered")
+    state.tensors.update(computed)
+    return Step(call, rule, understood=True)
+
+
+def _concerns(state: Flow, call: Call, rule: Rule | None) -> bool:
+    """Whether labels reach the node, or it makes a tensor of channels from nothing."""
+    names = (*call.node.inputs, *call.node.captured)
+    if any(state.tensors[n].factors for n in names if n in state.tensors):
+        return True
+    made = state.shapes.elem_types.get(call.node.outputs[0]) in FLOATS if call.node.outputs else False
+    return rule is not None and rule.fills and not rule.data and made
+
+
+def _unlabelled(state: Flow, call: Call) -> None:
+    for name, shape in zip(call.node.outputs, call.outputs, strict=True):
+        if name and shape is not None:
+            state.tensors[name] = Labelled(shape, ())
+
+
+def _barrier(state: Flow, call: Call, rule: Rule | None, text: str) -> Step:
+    reason = Reason(call.node.label, text)
+    for name in (*call.node.inputs, *call.node.captured):
+        state.hold(name, reason)
+    for name, shape in zip(call.node.outputs, call.outputs, strict=True):
+        if name and shape is not None:
+            state.tensors[name] = Labelled(shape, state.held_axes(shape, reason))
+    return Step(call, rule)
+
+
+def _freeze(state: Flow, node: Node, frozen: Mapping[str, Reason]) -> None:
+    """Hold what the caller named: a node's weights and results, or a tensor."""
+    if node.name and node.name in frozen:
+        for name in (*filter(state.is_weight, node.inputs), *node.outputs):
+            state.hold(name, frozen[node.name])
+    for name in filter(frozen.__contains__, node.outputs):
+        state.hold(name, frozen[name])
+
+
+def _has_body(node: Node) -> bool:
+    return bool(node.captured) or any(isinstance(v, GraphProto) for v in node.attributes.values())
+
+
+def _why_not(node: Node, rule: Rule | None) -> str:
+    if rule is not None:
+        return f"the shape of an input of {node.op} is not known"
+    if _has_body(node):
+        return f"{node.op} has subgraphs, which are not looked into"
+    return f"no rule for operator {node.op if node.standard else f'{node.domain}.{node.op}'}"
