@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from onnxprune.flow import Flow, Site, flow, matching
 from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Components, IntArray, Reason
 from onnxprune.shapes import Shapes, infer
-from onnxprune.weights import Array, Weights
+from onnxprune.weights import PARAMETERS, Array, Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,6 +204,10 @@ def _frozen(state: Flow, components: Components) -> tuple[Frozen, ...]:
             reason = components.reason(label)
             share = weights.count(tensor) * int(held.sum()) // len(held)
             found.append(Frozen(tensor, site.axis, int(held.sum()), share, reason.text, reason.node))
+    for node, name, stored in state.graph.inner_tensors:
+        if len(stored.dims) > 1 and stored.data_type in PARAMETERS:
+            text = f"{node.op} has subgraphs, which are not looked into"
+            found.append(Frozen(name, 0, stored.dims[0], math.prod(stored.dims), text, node.label))
     return tuple(found)
 
 

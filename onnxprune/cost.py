@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from onnx import AttributeProto, GraphProto, TensorProto
 
 from onnxprune.graph import Graph
 from onnxprune.rules import describe
@@ -31,17 +28,6 @@ class Cost:
 def cost(graph: Graph, shapes: Shapes) -> Cost:
     """Cost of a model whose shapes were inferred."""
     stored = sum(graph.weights.count(name) for name in graph.weights if graph.weights.is_parameter(name))
-    bodies = (a.g for n in graph.proto.graph.node for a in n.attribute if a.type == AttributeProto.GRAPH)
-    inside = sum(math.prod(t.dims) for body in bodies for t in _tensors(body) if t.data_type in PARAMETERS)
+    inside = sum(math.prod(t.dims) for _, _, t in graph.inner_tensors if t.data_type in PARAMETERS)
     work = sum(macs(describe(graph, node, shapes)) for node in graph.nodes)
     return Cost(stored + inside, work, graph.stored_bytes)
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for a in node.attribute:
-            if a.type == AttributeProto.GRAPH:
-                yield from _tensors(a.g)
-            elif a.type == AttributeProto.TENSOR and node.op_type == "Constant":
-                yield a.t

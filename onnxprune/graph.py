@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,13 @@ class Graph:
                 if name:
                     found.setdefault(name, []).append(node)
         return found
+
+    @property
+    def inner_tensors(self) -> Iterator[tuple[Node, str, TensorProto]]:
+        """The tensors stored inside nodes' subgraphs: the node of the main graph, their name, themselves."""
+        for node in self.nodes:
+            for body in _bodies(self.proto.graph.node[node.index]):
+                yield from ((node, name, tensor) for name, tensor in _inside(body))
 
     @property
     def sha256(self) -> str:
@@ -465,6 +472,16 @@ def _bodies(node: NodeProto) -> Iterable[GraphProto]:
         if a.type == AttributeProto.GRAPH:
             yield a.g
         yield from a.graphs
+
+
+def _inside(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
+    yield from ((t.name, t) for t in graph.initializer)
+    for node in graph.node:
+        tensor = constant_tensor(node) if node.op_type == "Constant" else None
+        if tensor is not None:
+            yield node.output[0], tensor
+        for body in _bodies(node):
+            yield from _inside(body)
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
