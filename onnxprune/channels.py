@@ -143,7 +143,7 @@ def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
     place = np.zeros(len(root), np.uint64)
     for tensor in state.tensors.values():
         for factor in tensor.factors:
-            here = np.unique(root[factor.labels])
+            here = np.unique(root[factor.labels[held[factor.labels] == 0]])
             place[here] ^= rng.integers(1, 1 << 63, dtype=np.uint64)
     stored = np.zeros(len(root), np.bool_)
     weights = state.graph.weights

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxprune import __version__
 from onnxprune.compare import compare as compare_models
@@ -41,12 +42,11 @@ Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help
 def _working() -> Iterator[Callable[[str], None]]:
     """Show the stage that is being worked on, on standard error, if that is a terminal; turn errors into one line."""
     console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
-        if console.is_terminal:
-            with console.status("starting") as status:
-                yield status.update
-        else:
-            yield lambda stage: None
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+            task = shown.add_task("starting")
+            yield lambda stage: shown.update(task, description=stage)
     except OnnxpruneError as error:
         print(f"onnxprune: error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error

@@ -93,6 +93,8 @@ def prune(
     coupling, removed, pruned = _cut(graph, freeze, choose, clock)
     with clock("plan"):
         made = make_plan(coupling, removed)
+    if not made.sites:
+        pruned = graph.assemble()
     with clock("verify"):
         verification = _verify(coupling, made, pruned, seed)
     with clock("report"):

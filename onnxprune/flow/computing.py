@@ -68,7 +68,7 @@ class _Binding:
 
     def _hold(self, axis: Axis, text: str) -> None:
         for factor in axis:
-            self.space.hold(np.unique(factor.labels), Reason(self.call.node.label, f"{self.call.node.op} {text}"))
+            self.space.hold(factor.labels, Reason(self.call.node.label, f"{self.call.node.op} {text}"))
 
     def _compose(self, token: tuple[str, ...], axis: Axis, size: int) -> tuple[str, Axis]:
         """An axis of groups times channels: cut whole groups, or the same channel of every group."""

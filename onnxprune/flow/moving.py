@@ -98,7 +98,7 @@ class Mover:
                         self.space.hold(reduced.reshape(-1), Reason(node.label, f"{node.op} makes an axis of this channel alone"))
                 if not follows and np.setdiff1d(factor.labels, arrived).size:
                     text = f"{node.op} picks from this axis by numbers that follow the input's size"
-                    self.space.hold(np.unique(factor.labels), Reason(node.label, text))
+                    self.space.hold(factor.labels, Reason(node.label, text))
         return {n: self._complete(parts[n], shapes[n] or (), weight) for n in names}
 
     def _complete(self, parts: list[tuple[int, Factor]], shape: Shape, weight: bool) -> Labelled:

@@ -112,7 +112,7 @@ class Flow:
     def hold(self, name: str, reason: Reason) -> None:
         """Keep a tensor whole."""
         for factor in self.tensors[name].factors if name in self.tensors else ():
-            self.space.hold(np.unique(factor.labels), reason)
+            self.space.hold(factor.labels, reason)
 
     def mark(self, factor: Factor, role: str, node: str) -> None:
         """Note the part that a weight axis plays in a sum of products."""
@@ -142,7 +142,7 @@ class Flow:
         fits = [a for a in factor.axes if a not in held and (tokens is None or is_letter(tokens[a]))]
         fits = [a for a in fits if a not in shared] or fits
         if not fits:
-            self.space.hold(np.unique(factor.labels), Reason(call.node.label, f"{call.node.op} needs this axis whole"))
+            self.space.hold(factor.labels, Reason(call.node.label, f"{call.node.op} needs this axis whole"))
             return Labelled(tensor.shape, tuple(others), tensor.weight)
         axis = self.choose(call, fits, factor.labels)
         position = factor.axes.index(axis)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from onnxprune.rules.notation import Call, Signature, parse
 from onnxprune.rules.registry import ALL, add
 
@@ -23,14 +25,28 @@ def _clip(call: Call) -> Signature:
         known = all(call.value(k) is not None for k in (1, 2) if call.node.input(k))
     else:
         known = True
-    inside = known and (low is None or float(low) <= 0) and (high is None or float(high) >= 0)
+    inside = known and (low is None or np.max(low) <= 0) and (high is None or np.min(high) >= 0)
     return replace(parse("... -> ..."), zero=inside)
 
 
+def _dropout(call: Call) -> Signature | None:
+    """Nothing at inference, random in training. The second result is true everywhere."""
+    training = call.value(2) if call.node.input(2) else np.False_
+    if training is None or training.any():
+        return None
+    return replace(_first_only(call), zero=len(call.outputs) == 1)
+
+
 def _power(call: Call) -> Signature | None:
-    """Of a positive constant exponent; any other makes infinities of zeros."""
+    """Of a positive constant exponent; any other makes infinities of zeros. A removed channel's own exponent becomes 0."""
     exponent = call.value(1)
-    return parse("..., ... -> ...") if exponent is not None and (exponent > 0).all() else None
+    if exponent is None or not (exponent > 0).all():
+        return None
+    return replace(parse("..., ... -> ..."), zero=exponent.size == 1)
+
+
+def _shrink(call: Call) -> Signature:
+    return replace(parse("... -> ..."), zero=call.attribute("lambd", 0.5) >= 0)
 
 
 def _quantize(call: Call) -> Signature | None:
@@ -51,15 +67,16 @@ def _quantize(call: Call) -> Signature | None:
 # f(0) = 0: a removed channel stays zero ------------------------------------------------------------------------------
 # fmt: off
 add(
-    "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish",
-    "Identity", "IsInf", "IsNaN", "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh",
+    "Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish",
+    "Identity", "IsInf", "IsNaN", "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Sign", "Sin", "Sinh",
     "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
     signature="... -> ...", build=_first_only, times=(0,),
 )
 # fmt: on
 add("Clip", signature="... -> ...", build=_clip, times=(0,))
 add("Pow", signature="..., ... -> ...", build=_power, times=(0,), note="positive constant exponents")
-add("Dropout", signature="... -> ..., ...", build=_first_only, times=(0,))
+add("Shrink", signature="... -> ...", build=_shrink, times=(0,))
+add("Dropout", signature="... -> ..., ...", build=_dropout, times=(0,), note="at inference")
 add("PRelu", signature="..., ... -> ...", times=(0,))
 add("Mul", "And", "BitwiseAnd", signature="..., ... -> ...", times=(0, 1))
 add("Add", "Sub", "Or", "Xor", "BitwiseOr", signature="..., ... -> ...", plus=ALL)
@@ -73,9 +90,18 @@ add("QuantizeLinear", signature="a c *, c, c -> a c *", build=_quantize, zero=Fa
 # f(0) != 0: nothing is known of a removed channel ---------------------------------------------------------------------
 # fmt: off
 add(
-    "Acos", "Acosh", "Cos", "Cosh", "Exp", "HardSigmoid", "Not", "Sigmoid", "Softplus",
+    "Acos", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "Not", "Sigmoid", "Softplus",
     signature="... -> ...", build=_first_only, zero=False,
 )
 # fmt: on
-add("Log", "Reciprocal", signature="... -> ...", build=_first_only, zero=False, divides=(0,), note="of zeros is a barrier")
+add(
+    "Acosh",
+    "Log",
+    "Reciprocal",
+    signature="... -> ...",
+    build=_first_only,
+    zero=False,
+    divides=(0,),
+    note="of zeros is a barrier",
+)
 add("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", signature="..., ... -> ...", zero=False)

@@ -1,0 +1,82 @@
+"""Write README's generated blocks: the operator table and the measured results.
+
+    python benchmarks/readme.py
+
+Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, speed.json
+and accuracy.json beside this script, which their own scripts make.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from onnxprune.operators import table
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+SHOWN = (
+    "vgg16_bn resnet18 resnet50 resnext50_32x4d densenet121 googlenet inception_v3 regnet_y_400mf repvgg_a0 mobilenet_v2 "
+    "mobilenet_v3_large mnasnet1_0 efficientnet_b0 squeezenet1_1 shufflenet_v2_x1_0 res2net50_26w_4s cspresnet50 ghostnet_100 "
+    "hrnet_w18_small dla34 fcn_resnet50 deeplabv3_mobilenet_v3_large unet yolo convnext_tiny poolformer_s12"
+).split()
+
+
+def blocks() -> dict[str, str]:
+    """The text of every generated block."""
+    coverage = json.loads((HERE / "coverage.json").read_text())
+    return {"operators": table(), "coverage": _coverage(coverage), "speed": _speed(json.loads((HERE / "speed.json").read_text()))}
+
+
+def fill(text: str, parts: dict[str, str]) -> str:
+    """README's text with the blocks replaced."""
+    for name, content in parts.items():
+        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+        text, count = re.subn(pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"README has {count} blocks called {name!r}, not one")
+    return text
+
+
+def _coverage(sections: dict[str, Any]) -> str:
+    rows = ["| folder | models | exact | nothing to cut | refused | broken |", "|---|--:|--:|--:|--:|--:|"]
+    for name, section in sections.items():
+        verdicts = [r["verdict"] for r in section["rows"]]
+        counts = [str(verdicts.count(v)) for v in ("exact", "whole", "refused", "BROKEN")]
+        rows.append(f"| {name} | {len(verdicts)} | {' | '.join(counts)} |")
+    found = {r["model"]: r for r in sections["exports"]["rows"]}
+    rows += ["", "| network (ratio 0.5, uniform) | parameters | left, TorchScript export | left, dynamo export | MACs left |"]
+    rows += ["|---|--:|--:|--:|--:|"]
+    for name in SHOWN:
+        script, dynamo = found[f"{name}.ts.onnx"], found[f"{name}.dynamo.onnx"]
+        left = f"{script['parameters_left']:.3f} | {dynamo['parameters_left']:.3f} | {script['macs_left']:.3f}"
+        rows.append(f"| {name} | {script['parameters']:,} | {left} |")
+    for name in sorted(n for n in found if n.endswith(".tf2onnx.onnx") and found[n]["parameters"] > 1e6):
+        row = found[name]
+        short = name.removesuffix(".tf2onnx.onnx")
+        rows.append(f"| {short} (tf2onnx) | {row['parameters']:,} | {row['parameters_left']:.3f} | | {row['macs_left']:.3f} |")
+    return "\n".join(rows)
+
+
+def _speed(result: dict[str, Any]) -> str:
+    copy, prune = result["copy"], result["prune"]
+    return "\n".join(
+        [
+            f"A ResNet-50-size model ({result['file_bytes'] / 1e6:.0f} MB), median of {result['runs']} runs, each in its own process:",
+            "",
+            "| | seconds | over copy | peak memory over file size |",
+            "|---|--:|--:|--:|",
+            f"| `onnx.load` + `onnx.save` | {copy['seconds']:.2f} | 1 | {result['copy_memory_over_file']:.2f} |",
+            f"| load, analyse, L1, surgery, write | {prune['seconds']:.2f} | {result['time_ratio']:.2f} | {result['memory_over_file']:.2f} |",
+        ]
+    )
+
+
+def main() -> None:
+    README.write_text(fill(README.read_text(), blocks()))
+
+
+if __name__ == "__main__":
+    main()
