@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +50,7 @@ def read(source: str | Path | Mapping[str, Array], ports: Sequence[Port]) -> Dat
     Raises:
         DataError: unreadable, or names, shapes, types, numbers of samples or values that do not fit.
     """
-    arrays, where = (dict(source), "data") if isinstance(source, Mapping) else (_load(Path(source)), f"data {str(source)!r}")
+    arrays, where = (_arrays(source), "data") if isinstance(source, Mapping) else (_load(Path(source)), f"data {str(source)!r}")
     labels = arrays.pop("labels", None)
     if len(ports) == 1 and "x" in arrays and ports[0].name not in arrays:
         arrays[ports[0].name] = arrays.pop("x")
@@ -62,18 +64,35 @@ def read(source: str | Path | Mapping[str, Array], ports: Sequence[Port]) -> Dat
     return Dataset(checked, _check_labels(labels, samples.pop(), where))
 
 
-def _load(path: Path) -> dict[str, Array]:
+def _arrays(source: Mapping[str, Array]) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        return {name: np.asarray(values) for name, values in source.items()}
+    except ValueError as error:
+        raise DataError(f"data: an array is ragged: {error}; give every sample the same shape") from error
+
+
+def _load(path: Path) -> dict[str, Array]:
+    where = f"data {str(path)!r}"
+    if path.exists() and not path.is_file():
+        raise DataError(f"{where} are not a plain file; give the path of an .npz archive")
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{where} are a single array; save it by name with numpy.savez")
+        with archive:
+            return {name: np.asarray(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
-        raise DataError(f"data {str(path)!r} do not exist; check the path") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"data {str(path)!r} are not an .npz archive of plain arrays: {error}") from error
+        raise DataError(f"{where} do not exist; check the path") from error
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where} are not an .npz archive of plain arrays: {reason}; save them with numpy.savez") from error
 
 
 def _fit(values: Array, port: Port, where: str) -> Array:
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(port.elem_type)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(port.elem_type)
+    except KeyError as error:
+        raise DataError(f"{where}: the model's input {port.name!r} is not a tensor; such models take no data here") from error
     shape = port.shape or ()
     wrong = len(shape) != values.ndim or any(
         isinstance(d, int) and d != size for d, size in zip(shape[1:], values.shape[1:], strict=False)
@@ -84,9 +103,13 @@ def _fit(values: Array, port: Port, where: str) -> Array:
         )
     if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and dtype.kind in "iu"):
         raise DataError(f"{where}: array {port.name!r} holds {values.dtype}, the model's input {dtype}; convert it first")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(f"{where}: array {port.name!r} holds NaN or infinite values; clean the data first")
-    return values.astype(dtype, copy=False)
+    with np.errstate(all="ignore"):
+        fitting = values.astype(dtype, copy=False)
+    if values.dtype.kind == "f" and not np.isfinite(fitting).all():
+        raise DataError(f"{where}: array {port.name!r} holds NaN or infinite values (as {dtype}); clean the data first")
+    if dtype.kind in "iub" and not np.array_equal(fitting, values):
+        raise DataError(f"{where}: array {port.name!r} holds values outside the range of {dtype}; convert it first")
+    return fitting
 
 
 def _check_labels(labels: Array | None, samples: int, where: str) -> npt.NDArray[np.int64] | None:

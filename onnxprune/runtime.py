@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, ValueInfoProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
@@ -17,15 +20,37 @@ from onnxprune.weights import Array
 
 ort.set_default_logger_severity(4)
 
-_ORT_ERRORS = tuple(
-    getattr(ort_errors, name)
-    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "RuntimeException")
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    *(e for e in vars(ort_errors).values() if isinstance(e, type) and issubclass(e, Exception)),
+    RuntimeError,
+    ValueError,  # also raised for names that are no UTF-8, and sizes that no array can have
+    TypeError,
+    MemoryError,
 )
+
+_PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\([^()]*\)(?: const)? ")
+"""The parts of onnxruntime's messages that say where in its own source something went wrong."""
 
 PROBE_SIZES = (64, 224, 32, 128, 16, 299)
 """Sizes tried for dynamic dimensions, in this order, until the model runs."""
 
 Feeds = Mapping[str, Array]
+
+
+def _limit_memory() -> bool:
+    """Give all sessions together at most half of the machine's memory, so that a model can't take all of it."""
+    if not hasattr(os, "sysconf"):
+        return False
+    try:
+        half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(info, ort.OrtArenaCfg({"max_mem": half}))
+    except _ORT_ERRORS:  # it is not known here, or the process has set a limit of its own
+        return False
+    return True
+
+
+_LIMITED = _limit_memory()
 
 
 class Session:
@@ -38,10 +63,17 @@ class Session:
         options.log_severity_level = 4
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.use_env_allocators", "1" if _LIMITED else "0")
         try:
-            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            data = model.SerializeToString()
+        except EncodeError as error:
+            raise ModelError("the model is too large or too deeply nested to be handed to onnxruntime; split it") from error
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         except _ORT_ERRORS as error:
-            raise ModelError(f"onnxruntime {ort.__version__} can't load the model: {_reason(error)}") from error
+            raise ModelError(
+                f"onnxruntime {ort.__version__} can't load the model: {_reason(error)}; correct it, or export it again"
+            ) from error
 
     @property
     def outputs(self) -> list[str]:
@@ -56,12 +88,15 @@ class Session:
         """
         try:
             return list(self._session.run(list(outputs) if outputs is not None else None, dict(feeds)))
-        except (*_ORT_ERRORS, ValueError) as error:
-            raise ModelError(f"onnxruntime {ort.__version__} can't run the model: {_reason(error)}") from error
+        except _ORT_ERRORS as error:
+            raise ModelError(
+                f"onnxruntime {ort.__version__} can't run the model: {_reason(error)}; correct it, or export it again"
+            ) from error
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:240]
+    text = "".join(c if c.isprintable() else "?" for c in _PLACE.sub("", " ".join(str(error).split())))
+    return (text if len(text) <= 240 else f"{text[:240]} ...").rstrip(".") or type(error).__name__
 
 
 def concrete(port: Port, *, batch: int, size: int) -> tuple[int, ...]:
@@ -77,7 +112,7 @@ def random_feeds(inputs: Iterable[Port], shapes: Mapping[str, tuple[int, ...]], 
     for port in inputs:
         try:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(port.elem_type)
-        except KeyError as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise ModelError(
                 f"graph input {port.name!r} is not a tensor of numbers; such models can't be run on random data"
             ) from error

@@ -27,8 +27,30 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, 
 PARAMETERS = FLOATS | {TensorProto.INT8, TensorProto.UINT8}
 """Element types counted in reports: floats, and the bytes that quantised weights are stored in."""
 
-_FIELDS: dict[int, str] = {TensorProto.FLOAT: "float_data", TensorProto.INT64: "int64_data", TensorProto.DOUBLE: "double_data"}
-_NIBBLES = frozenset({TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)})
+ELEMENT_LIMIT = 1 << 31
+"""A tensor declared larger than this is refused: no device this is meant for could hold it."""
+
+EMPTY_LIMIT = 1 << 24
+"""The same for each dimension of a tensor without elements, whose file says nothing about its size."""
+
+_PACKED = {
+    getattr(TensorProto, name): bits
+    for name, bits in (
+        *(("INT4", 4), ("UINT4", 4), ("INT2", 2), ("UINT2", 2)),
+        *(("FLOAT4E2M1", 4), ("FLOAT6E2M3", 6), ("FLOAT6E3M2", 6)),
+    )
+    if hasattr(TensorProto, name)
+}
+"""Bits of the elements of which several share a byte."""
+
+_FIELDS: dict[int, str] = {
+    **dict.fromkeys((TensorProto.FLOAT, TensorProto.COMPLEX64), "float_data"),
+    **dict.fromkeys((TensorProto.DOUBLE, TensorProto.COMPLEX128), "double_data"),
+    **dict.fromkeys((TensorProto.UINT32, TensorProto.UINT64), "uint64_data"),
+    TensorProto.INT64: "int64_data",
+    TensorProto.STRING: "string_data",
+}
+"""Where values are stored that are not raw bytes; in ``int32_data`` for all other types."""
 
 
 def describe_type(elem_type: int) -> str:
@@ -87,43 +109,72 @@ class Weights(Mapping[str, TensorProto]):
 
     def read(self, name: str) -> Array:
         """The values as an array of the declared shape. Reads this one tensor; treat the result as read-only."""
-        tensor = self._tensors[name]
-        if _is_external(tensor):
-            return _map_external(tensor, name, self._folder)
-        try:
-            return numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(f"weight {name!r}: its data can't be read as {describe_type(tensor.data_type)}: {error}") from error
+        return _read(self._tensors[name], name, self._folder)
 
     def inline(self, name: str) -> TensorProto:
         """The tensor with its bytes inside the proto (the stored one itself where they already are)."""
-        tensor = self._tensors[name]
-        return self.replaced(name, self.read(name)) if _is_external(tensor) else tensor
+        return inlined(self._tensors[name], name, self._folder)
 
     def replaced(self, name: str, values: Array) -> TensorProto:
         """A tensor of the same name, type and documentation that holds ``values``."""
-        old = self._tensors[name]
-        new = TensorProto(name=old.name, data_type=old.data_type, dims=values.shape)
-        if old.data_type == TensorProto.STRING or old.data_type in _NIBBLES:
-            new.CopyFrom(numpy_helper.from_array(np.asarray(values), old.name))
-        else:
-            new.raw_data = np.ascontiguousarray(values).tobytes()
-        new.doc_string = old.doc_string
-        new.metadata_props.extend(old.metadata_props)
-        return new
+        return _replaced(self._tensors[name], values)
 
-    def check(self) -> None:
-        """Check every tensor: sizes match the data, external files are inside the folder, floats are finite.
 
-        Raises:
-            ModelError: naming the first tensor at fault.
-        """
-        for name, tensor in self._tensors.items():
-            if any(d < 0 for d in tensor.dims):
-                raise ModelError(f"weight {name!r}: negative dimension in its shape {list(tensor.dims)}; the file is damaged")
-            _check_size(tensor, name, self._folder)
-            if tensor.data_type in FLOATS:
-                _check_finite(self.read(name), name)
+def check(tensor: TensorProto, name: str, folder: Path | None, *, mask: bool = True) -> None:
+    """Check that a tensor's size matches its data, that its external file is inside the folder, and that floats are finite.
+
+    Args:
+        mask: infinities are fine where they mark something: scalars, and tensors of nothing but zeros and infinities.
+
+    Raises:
+        ModelError: naming the tensor.
+    """
+    shape = list(tensor.dims)
+    if any(d < 0 for d in shape):
+        raise ModelError(f"weight {name!r}: its shape {shape} has a negative dimension; the file is damaged, export it again")
+    if math.prod(shape) > ELEMENT_LIMIT or (0 in shape and max(shape) > EMPTY_LIMIT):
+        raise ModelError(f"weight {name!r}: its shape {shape} is absurdly large; the file is damaged, export it again")
+    if tensor.data_type == TensorProto.UNDEFINED or tensor.data_type not in TensorProto.DataType.values():
+        raise ModelError(f"weight {name!r}: its element type {tensor.data_type} does not exist; upgrade onnx, or export it again")
+    if not _is_external(tensor):
+        _check_size(tensor, name)
+    if tensor.data_type in FLOATS:
+        _check_finite(_read(tensor, name, folder), name, mask=mask)
+    elif _is_external(tensor):
+        _map_external(tensor, name, folder)
+
+
+def inlined(tensor: TensorProto, name: str, folder: Path | None) -> TensorProto:
+    """The tensor with its bytes inside the proto (itself where they already are)."""
+    return _replaced(tensor, _read(tensor, name, folder)) if _is_external(tensor) else tensor
+
+
+def external_file(tensor: TensorProto, folder: Path) -> Path | None:
+    """Where a tensor says that its data are; None where they are inside the proto."""
+    if not _is_external(tensor):
+        return None
+    return folder / next((e.value for e in tensor.external_data if e.key == "location"), "")
+
+
+def _read(tensor: TensorProto, name: str, folder: Path | None) -> Array:
+    if _is_external(tensor):
+        return _map_external(tensor, name, folder)
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"weight {name!r}: its data can't be read as {describe_type(tensor.data_type)}: {reason}") from error
+
+
+def _replaced(old: TensorProto, values: Array) -> TensorProto:
+    new = TensorProto(name=old.name, data_type=old.data_type, dims=values.shape)
+    if old.data_type == TensorProto.STRING or old.data_type in _PACKED:
+        new.CopyFrom(numpy_helper.from_array(np.asarray(values), old.name))
+    else:
+        new.raw_data = np.ascontiguousarray(values).tobytes()
+    new.doc_string = old.doc_string
+    new.metadata_props.extend(old.metadata_props)
+    return new
 
 
 def _is_external(tensor: TensorProto) -> bool:
@@ -135,50 +186,45 @@ def _expected_bytes(tensor: TensorProto) -> int | None:
     count: int = math.prod(tensor.dims)
     if tensor.data_type == TensorProto.STRING:
         return None
-    if tensor.data_type in _NIBBLES:
-        return (count + 1) // 2
+    if tensor.data_type in _PACKED:
+        return -(-count * _PACKED[tensor.data_type] // 8)
     try:
         return count * int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
     except (KeyError, ValueError, TypeError):
         return None
 
 
-def _check_size(tensor: TensorProto, name: str, folder: Path | None) -> None:
-    expected = _expected_bytes(tensor)
-    shape = list(tensor.dims)
-    if _is_external(tensor):
-        _map_external(tensor, name, folder)
-    elif tensor.HasField("raw_data"):
-        if expected is not None and len(tensor.raw_data) != expected:
-            raise ModelError(
-                f"weight {name!r}: shape {shape} needs {expected} bytes but the file holds {len(tensor.raw_data)}; "
-                "the file is damaged, export it again"
-            )
-    elif tensor.data_type in _FIELDS:
-        field = getattr(tensor, _FIELDS[tensor.data_type])
-        if len(field) != math.prod(shape):
-            raise ModelError(
-                f"weight {name!r}: shape {shape} needs {math.prod(shape)} values but the file holds {len(field)}; "
-                "the file is damaged, export it again"
-            )
+def _check_size(tensor: TensorProto, name: str) -> None:
+    """Whether the proto holds as many bytes or values as the shape needs."""
+    if tensor.HasField("raw_data"):
+        needed, found, unit = _expected_bytes(tensor), len(tensor.raw_data), "bytes"
+    else:
+        field = _FIELDS.get(tensor.data_type, "int32_data")
+        needed, found, unit = math.prod(tensor.dims), len(getattr(tensor, field)), "values"
+        if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+            needed *= 2
+        elif _PACKED.get(tensor.data_type, 6) != 6:  # those of 6 bits are packed among raw bytes only
+            needed = _expected_bytes(tensor)
+    if found != needed:
+        raise ModelError(
+            f"weight {name!r}: shape {list(tensor.dims)} needs {needed or 'no'} {unit} but the file holds {found}; "
+            "the file is damaged, export it again"
+        )
 
 
-def _check_finite(values: Array, name: str) -> None:
-    """Refuse NaN, and infinities except in masks (scalars, and tensors of nothing but zeros and infinities)."""
-    if values.size == 0:
-        return
+def _check_finite(values: Array, name: str, *, mask: bool) -> None:
+    """Refuse NaN, and infinities where they do not mark anything."""
     with np.errstate(all="ignore"):
         if np.isfinite(np.sum(values, dtype=None if values.dtype.itemsize >= 4 else np.float32)):
             return
-        values = values.astype(np.float64)
-        finite = np.isfinite(values)
-    if finite.all():
-        return
-    bad = tuple(int(i) for i in np.argwhere(~finite)[0])
-    if np.isnan(values).any():
-        raise ModelError(f"weight {name!r}: NaN at index {list(bad)}; the network is damaged, restore it from a good checkpoint")
-    if values.size > 1 and np.any(values[finite] != 0):
-        raise ModelError(f"weight {name!r}: Inf at index {list(bad)}; the network is damaged, restore it from a good checkpoint")
+        bad = np.isnan(values)
+        if not bad.any():
+            bad = ~np.isfinite(values)
+            if not bad.any() or (mask and (values.size == 1 or not np.any(values[~bad] != 0))):
+                return
+    index = [int(i) for i in np.unravel_index(int(np.argmax(bad)), values.shape)]
+    what = "NaN" if np.isnan(values[tuple(index)]) else "Inf"
+    raise ModelError(f"weight {name!r}: {what} at index {index}; the network is damaged, restore it from a good checkpoint")
 
 
 def _map_external(tensor: TensorProto, name: str, folder: Path | None) -> Array:
@@ -193,11 +239,14 @@ def _map_external(tensor: TensorProto, name: str, folder: Path | None) -> Array:
     path = _inside(folder, location, name)
     expected = _expected_bytes(tensor)
     if expected is None:
-        raise ModelError(f"weight {name!r}: external data of type {describe_type(tensor.data_type)} are not allowed by ONNX")
+        raise ModelError(
+            f"weight {name!r}: external data of type {describe_type(tensor.data_type)} are not allowed by ONNX; "
+            "store them inside the model"
+        )
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(expected)))
     except ValueError as error:
-        raise ModelError(f"weight {name!r}: offset or length of its external data is not a number: {error}") from error
+        raise ModelError(f"weight {name!r}: offset or length of its external data is no number; export it again") from error
     size = path.stat().st_size
     if offset < 0 or length != expected or offset + expected > size:
         raise ModelError(
@@ -207,11 +256,13 @@ def _map_external(tensor: TensorProto, name: str, folder: Path | None) -> Array:
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     if expected == 0:
         return np.zeros(tuple(tensor.dims), dtype)
-    if tensor.data_type in _NIBBLES:
-        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims)
-        packed.raw_data = np.memmap(path, np.uint8, "r", offset, (expected,)).tobytes()
-        return numpy_helper.to_array(packed)
-    return np.memmap(path, np.uint8, "r", offset, (expected,)).view(dtype).reshape(tuple(tensor.dims))
+    try:
+        stored = np.memmap(path, np.uint8, "r", offset, (expected,))
+    except OSError as error:
+        raise ModelError(f"weight {name!r}: external data {location!r} can't be read: {error.strerror}") from error
+    if tensor.data_type in _PACKED:
+        return numpy_helper.to_array(TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=stored.tobytes()))
+    return stored.view(dtype).reshape(tuple(tensor.dims))
 
 
 def _inside(folder: Path, location: str, name: str) -> Path:
@@ -219,14 +270,15 @@ def _inside(folder: Path, location: str, name: str) -> Path:
     where = f"weight {name!r}: external data {location!r}"
     if not location or Path(location).is_absolute() or "\\" in location or ".." in Path(location).parts:
         raise ModelError(f"{where} lie outside the model's folder; move the file beside the model and correct the reference")
-    path = folder / location
-    step = folder
+    path = folder
     for part in Path(location).parts:
-        step = step / part
-        if step.is_symlink():
+        path = path / part
+        if path.is_symlink():
             raise ModelError(f"{where} are reached through a link, which is refused; put the file itself beside the model")
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"{where} are missing from {str(folder)!r}; copy that file beside the model")
+    if not path.is_file():
+        raise ModelError(f"{where} are not a plain file; put the file itself beside the model")
     if os.stat(path).st_nlink > 1:
         raise ModelError(f"{where} are a hard link, which is refused; put a copy of the file beside the model")
     return path

@@ -11,6 +11,8 @@ from onnx import TensorProto
 
 BOOL, INT32, FLOAT, DOUBLE = TensorProto.BOOL, TensorProto.INT32, TensorProto.FLOAT, TensorProto.DOUBLE
 
+NO_NODE = "the reason for a stored tensor without labels names no node: \"'w4' is computed without channels\""
+
 
 # into an operator's domain; zero stays zero in all but positive() --------------------------------------------------------
 def within_one(g: Net, x: str) -> str:
@@ -107,11 +109,12 @@ def _others(op: str, opset: int, *, zero: bool | None = None, before: Callable[[
     # fmt: on
     cases = [
         *row(op, opset, "two branches", lambda g, x: getattr(g, op)(ready(g, x), ready(g, g.another())), zero=zero),
-        *row(op, opset, "itself", lambda g, x: getattr(g, op)(ready(g, x), ready(g, x)), zero=zero),
         *row(
             op, opset, "pooled", lambda g, x: getattr(g, op)(ready(g, x), ready(g, g.GlobalAveragePool(g.another()))), zero=zero
         ),
     ]
+    if op not in ("Sub", "Xor"):  # which would give nothing but zeros
+        cases += row(op, opset, "itself", lambda g, x: getattr(g, op)(ready(g, x), ready(g, x)), zero=zero)
     if before is None:
         for note, shape in shapes:
             cases += row(op, opset, note, lambda g, x, s=shape: getattr(g, op)(x, g.w(*s)))
@@ -175,6 +178,7 @@ CASES += [
     *row("Clip", 13, "below zero", _clip(-1.0, -0.2), zero=False),
     *row("Clip", 13, "no lower bound", _clip(None, 0.3), zero=True),
     *row("Clip", 13, "no upper bound", _clip(-0.3, None), zero=True),
+    *row("Clip", 13, "bounds of one element", lambda g, x: g.Clip(x, g.w(1), 2.0)),
     *row("Clip", 13, "bound at run time", lambda g, x: g.Clip(x, g.ReduceMax(g.inputs[0].name, keepdims=0), None), zero=False),
     *row("Dropout", (7, 10, 12, 13), "inference", lambda g, x: g.Dropout(x), zero=True),
     *row("Dropout", 13, "ratio", lambda g, x: g.Dropout(x, 0.3), zero=True),
@@ -182,7 +186,7 @@ CASES += [
     *row("Dropout", (10, 13), "mask", lambda g, x: g.Dropout(x, outputs=2), zero=False),
     *frozen("Dropout", 13, "training", lambda g, x: g.Dropout(x, 0.3, np.array(True), seed=1)),
     *row("Shrink", 9, "negative threshold", lambda g, x: g.Shrink(x, lambd=-0.5, bias=0.3), zero=False),
-    *row("Acosh", (9, 22), "above one", lambda g, x: g.Acosh(g.Cosh(x)), zero=False),
+    *row("Acosh", (9, 22), "above one", lambda g, x: g.Acosh(g.Add(g.Cosh(x), 1.0)), zero=False),
     *frozen("Acosh", 22, "of zero", lambda g, x: g.Acosh(g.Abs(x))),
     *frozen("Log", 13, "of zero", lambda g, x: g.Log(g.Abs(x))),
     *frozen("Reciprocal", 13, "of zero", lambda g, x: g.Reciprocal(x)),
@@ -226,7 +230,7 @@ CASES += [
     *row("Pow", (7, 13, 15), "square", lambda g, x: g.Pow(x, 2.0), zero=True),
     *row("Pow", 15, "root", lambda g, x: g.Pow(g.Abs(x), 0.5), zero=True),
     *row("Pow", 15, "per channel", lambda g, x: g.Pow(g.Abs(x), g.positive(8, 1, 1)), zero=False),
-    *row("Pow", 15, "per column", lambda g, x: g.Pow(g.Abs(x), g.positive(6)), zero=True),
+    *row("Pow", 15, "per column", lambda g, x: g.Pow(g.Abs(x), g.positive(6))),
     *row("Pow", 15, "int exponent", lambda g, x: g.Pow(x, 3), zero=True),
     *frozen("Pow", 15, "negative", lambda g, x: g.Pow(x, -1.0)),
     *frozen("Pow", 15, "zero", lambda g, x: g.Pow(x, 0.0)),
@@ -237,7 +241,8 @@ CASES += [
 for _op in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
     CASES += [
         *row(_op, 16, "two branches", lambda g, x, op=_op: getattr(g, op)(integer(g, x), integer(g, g.another())), zero=False),
-        *row(_op, 16, "scalar", lambda g, x, op=_op: getattr(g, op)(integer(g, x), g.store(np.int32(1))), zero=False),
+        *row(_op, 16, "one", lambda g, x, op=_op: getattr(g, op)(integer(g, x), g.store(np.int32(1))), zero=False),
+        *row(_op, 16, "minus two", lambda g, x, op=_op: getattr(g, op)(integer(g, x), g.store(np.int32(-2))), zero=False),
         *row(_op, 16, "per channel", lambda g, x, op=_op: getattr(g, op)(g.Round(x), g.store(np.round(g.randn(8, 1, 1))))),
     ]
 for _op, _opset, _zero in (("And", 7, True), ("Or", 7, True), ("Xor", 7, True)):
@@ -252,7 +257,13 @@ CASES += [
     *row("Where", 16, "per channel", lambda g, x: g.Where(_choose(g, g.another()), x, g.w(8, 1, 1)), zero=True),
     *row("Where", 16, "one condition", lambda g, x: g.Where(np.array(True), x, g.another()), zero=True),
     *row("Where", 16, "condition by position", lambda g, x: g.Where(np.eye(4, 6, dtype=bool), x, g.another()), zero=True),
-    *frozen("Where", 16, "condition by channel", lambda g, x: g.Where(np.eye(8, 6, dtype=bool)[:, None], x, g.another())),
+    *frozen(
+        "Where",
+        16,
+        "condition by channel",
+        lambda g, x: g.Where(np.eye(8, 6, dtype=bool)[:, None], x, g.another()),
+        xfail=NO_NODE,
+    ),
 ]
 
 # quantisation ----------------------------------------------------------------------------------------------------------------
@@ -260,6 +271,7 @@ CASES += [
     *row("QuantizeLinear", (10, 13, 19, 21), "per tensor", lambda g, x: _quantised(g, x, None, 0)),
     *row("QuantizeLinear", 13, "zero point", lambda g, x: _quantised(g, x, None, 128)),
     *row("QuantizeLinear", 13, "no zero point", lambda g, x: g.QuantizeLinear(x, 0.05), zero=False),
+    *row("QuantizeLinear", 13, "alone", lambda g, x: g.QuantizeLinear(x, 0.05, g.store(np.uint8(128))), zero=False),
     *frozen("QuantizeLinear", 13, "per channel", lambda g, x: _quantised(g, x, 1, 0)),
     *row("QuantizeLinear", 13, "per batch", lambda g, x: g.QuantizeLinear(x, g.positive(2), axis=0)),
     *row(

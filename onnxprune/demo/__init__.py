@@ -55,12 +55,11 @@ def run(folder: Path, *, progress: Callable[[str], None] | None = None) -> str:
         result.save(staging / PRUNED)
         result.plan.save(staging / PLAN)
         result.report.save(staging / REPORT)
-    proof = next(part for part in str(result.report).split("\n\n") if part.startswith("verified"))
     parts = (
         f"Removed {RATIO:.0%} of the channels of a small network that reads handwritten digits, one that was trained to bear it\n"
         "without retraining, and measured both models on 450 samples that neither has seen.",
         str(comparison),
-        proof,
+        result.report.proof,
         f"written to {folder}: {', '.join(NAMES)}",
         f"the same by hand:\n{_commands(folder)}",
     )

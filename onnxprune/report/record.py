@@ -76,15 +76,23 @@ class Report:
         except OSError as error:
             raise OutputError(f"report {str(path)!r} can't be written: {error.strerror}") from error
 
+    @property
+    def proof(self) -> str:
+        """What the oracle found, in one line; empty where it did not run."""
+        v = self.verification
+        if v is None:
+            return ""
+        if not v.inputs:
+            return "nothing was cut: the model is written unchanged"
+        says = "equals" if v.passed else "DIFFERS FROM"
+        return (
+            f"verified: the pruned model {says} the masked original (largest relative difference {v.max_rel_error:.1e} "
+            f"over {v.inputs} random inputs)"
+        )
+
     def __str__(self) -> str:
         parts = [self._costs(), self._groups(), self._frozen()]
-        if self.verification is not None:
-            v = self.verification
-            says = "equals" if v.passed else "DIFFERS FROM"
-            parts.append(
-                f"verified: the pruned model {says} the masked original (largest relative difference "
-                f"{v.max_rel_error:.1e} over {v.inputs} random inputs)"
-            )
+        parts.append(self.proof)
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
         return "\n\n".join(p for p in parts if p)

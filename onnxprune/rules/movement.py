@@ -84,8 +84,8 @@ def _gather(call: Call, inputs: Shapes, outputs: Shapes, kept: Kept) -> Resize:
         return _NOTHING
     place = np.cumsum(stays) - 1
     picked = np.where(indices < 0, indices + call.shape(0)[axis], indices)
-    if indices.ndim == 1:
-        picked = picked[kept("output", 0, axis)]
+    for k in range(indices.ndim):
+        picked = np.compress(kept("output", 0, axis + k), picked, k)
     return Resize({1: place[picked].astype(indices.dtype)}, {})
 
 

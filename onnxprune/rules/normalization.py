@@ -50,7 +50,7 @@ def _one_axis(call: Call) -> Signature | None:
     if call.node.op != "CumSum":
         return _over(call.rank(), [call.axis(default=-1 if call.node.op == "LpNormalization" else 0)])
     axis = call.value(1)
-    return None if axis is None else _over(call.rank(), [int(axis) % max(1, call.rank())])
+    return None if axis is None else _over(call.rank(), [int(axis.flat[0]) % max(1, call.rank())])
 
 
 def _over(rank: int, mixed: "range | list[int]") -> Signature:
@@ -82,5 +82,4 @@ add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build
 add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=_layer_norm, zero=False)
 add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=_softmax, zero=False)
 add("LpNormalization", "CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
-add("MeanVarianceNormalization", kind=Kind.MIXING, signature="!n c !h !w -> n c h w", zero=False)
 add("LRN", kind=Kind.MIXING, signature="n !c * -> n c *", times=(0,))

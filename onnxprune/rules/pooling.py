@@ -1,7 +1,7 @@
 """Pooling and resampling: each channel for itself."""
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import Kept, Kind, Resize, add
+from onnxprune.rules.registry import Kept, Resize, add
 from onnxprune.shapes import Shape
 
 
@@ -11,11 +11,22 @@ def _pool(call: Call) -> Signature | None:
 
 
 def _resize(call: Call) -> Signature | None:
-    """Axes that keep their size pass, the others are resampled."""
+    """Axes that keep their size, at scale 1 and uncropped, pass; the others are resampled."""
     before, after = call.shape(0), call.outputs[0]
-    if after is None or len(before) != len(after):
+    modern = call.node.op == "Resize" and call.version >= 11
+    scales = call.attribute("scales") if call.attribute("scales") else call.value(2 if modern else 1)
+    sizes = call.value(3) if modern else None
+    known = [v for v in (scales, sizes) if v is not None and len(v)]
+    if after is None or len(before) != len(after) or not known:
         return None
-    letters = [f"a{i}" if old == new else "_" for i, (old, new) in enumerate(zip(before, after, strict=True))]
+    same = [old == new for old, new in zip(before, after, strict=True)]
+    crops = call.attribute("coordinate_transformation_mode") == "tf_crop_and_resize"
+    region = call.value(1) if crops else None
+    for place, axis in enumerate(call.attribute("axes") or range(call.rank())):
+        scaled = known[0] is scales and scales[place] != 1
+        cropped = crops and (region is None or region[place] != 0 or region[len(region) // 2 + place] != 1)
+        same[axis] = same[axis] and not scaled and not cropped
+    letters = [f"a{i}" if stays else "_" for i, stays in enumerate(same)]
     return parse(f"{' '.join(letters)} -> {' '.join(letters)}")
 
 
@@ -36,4 +47,4 @@ add("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", signature="n c * -> n 
 add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes)
 add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,))
 add("GridSample", signature="n c *, n * -> n c *", times=(0,))
-add("RoiAlign", signature="n c *, r *, r -> r c *", kind=Kind.EXACT, times=(0,))
+add("RoiAlign", signature="!n c *, r *, r -> r c *", times=(0,))

@@ -43,12 +43,20 @@ add(
     "ReduceMax",
     "ReduceMin",
     "ReduceProd",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
     kind=Kind.MIXING,
     signature="* !c -> *",
     build=_reduce,
     times=(0,),
 )
+add(
+    "ReduceLogSum",
+    kind=Kind.MIXING,
+    signature="* !c -> *",
+    build=_reduce,
+    zero=False,
+    divides=(0,),
+    note="of zeros is a barrier",
+)
+add("ReduceLogSumExp", kind=Kind.MIXING, signature="* !c -> *", build=_reduce, zero=False)
 add("ArgMax", "ArgMin", kind=Kind.MIXING, signature="* !c -> *", build=_arg, zero=False)
 add("TopK", kind=Kind.MIXING, signature="* !c -> * _", build=_top_k, zero=False)
