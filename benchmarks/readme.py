@@ -17,11 +17,7 @@ from onnxprune.operators import table
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-SHOWN = (
-    "vgg16_bn resnet18 resnet50 resnext50_32x4d densenet121 googlenet inception_v3 regnet_y_400mf repvgg_a0 mobilenet_v2 "
-    "mobilenet_v3_large mnasnet1_0 efficientnet_b0 squeezenet1_1 shufflenet_v2_x1_0 res2net50_26w_4s cspresnet50 ghostnet_100 "
-    "hrnet_w18_small dla34 fcn_resnet50 deeplabv3_mobilenet_v3_large unet yolo convnext_tiny poolformer_s12"
-).split()
+SHOWN = ["vgg16_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3", "regnet_y_400mf", "repvgg_a0", "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "squeezenet1_1", "shufflenet_v2_x1_0", "res2net50_26w_4s", "cspresnet50", "ghostnet_100", "hrnet_w18_small", "dla34", "fcn_resnet50", "deeplabv3_mobilenet_v3_large", "unet", "yolo", "convnext_tiny", "poolformer_s12"]
 
 
 def blocks() -> dict[str, str]:

@@ -76,10 +76,10 @@ def _load(path: Path) -> dict[str, Array]:
     if path.exists() and not path.is_file():
         raise DataError(f"{where} are not a plain file; give the path of an .npz archive")
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{where} are a single array; save it by name with numpy.savez")
-        with archive:
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{where} are a single array; save it by name with numpy.savez")
             return {name: np.asarray(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(f"{where} do not exist; check the path") from error

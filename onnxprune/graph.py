@@ -528,9 +528,7 @@ def _port(value: ValueInfoProto) -> Port:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return Port(value.name, tensor.elem_type, None)
-    dims = tuple(
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in tensor.shape.dim
-    )
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in tensor.shape.dim)
     return Port(value.name, tensor.elem_type, dims)
 
 

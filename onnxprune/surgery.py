@@ -253,12 +253,12 @@ class _Surgeon:
         return np.broadcast_to(full, self.new.shapes[name])
 
     def _expected(self, name: str, arrived: Array) -> bool:
-        """Whether each label that arrived is coupled to one that the original node put on the corresponding position."""
+        """Whether each label that arrived is coupled to one that the original node put there, or stays in any case."""
         tensor, masks = self.coupling.flow.tensors[name], self.masks[name]
         if masks is None or arrived.shape != self.new.shapes[name]:
             return False
         root = self.coupling.components.root
-        right = arrived < 0
+        right = (arrived < 0) | (self.coupling.components.held[arrived] > 0)
         for factor in tensor.factors:
             right |= root[arrived] == root[self._spread(factor, tensor.shape, name)]
         return bool(right.all())

@@ -49,7 +49,6 @@ class Case:
     blame: str = ""
     reference: bool = False
     dynamic: bool = False
-    xfail: str = ""
 
     @property
     def name(self) -> str:

@@ -186,10 +186,7 @@ class Builder:
 
 STEPS: dict[str, Callable[[Builder], None]] = {
     name: getattr(Builder, name)
-    for name in (
-        "plain activation prelu batch_norm depthwise grouped residual concat split cut gather gate shuffle pad "
-        "pixel_shuffle transposed group_norm channels_last pool shared"
-    ).split()
+    for name in ["plain", "activation", "prelu", "batch_norm", "depthwise", "grouped", "residual", "concat", "split", "cut", "gather", "gate", "shuffle", "pad", "pixel_shuffle", "transposed", "group_norm", "channels_last", "pool", "shared"]
 }
 
 

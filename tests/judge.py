@@ -71,8 +71,8 @@ def distance(one: list[np.ndarray], other: list[np.ndarray]) -> float:
         if a.shape != b.shape:
             return float("inf")
         if a.size and a.dtype.kind == "f":
-            gap = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
-            worst = max(worst, float(gap) / max(float(np.abs(a).max()), 1e-6))
+            gap = np.abs(a.astype(np.float64) - b.astype(np.float64)).max() / max(float(np.abs(a).max()), 1e-6)
+            worst = max(worst, float(gap)) if np.isfinite(gap) else float("inf")
     return worst
 
 

@@ -8,15 +8,16 @@ from onnxprune.flow.state import Flow
 from onnxprune.labels import Axis, Factor, Labelled, Reason
 from onnxprune.rules import Call, Kind, Rule, Signature
 from onnxprune.rules.notation import Token
+from onnxprune.shapes import Shape
 
 
 def compute(state: Flow, call: Call, rule: Rule, signature: Signature) -> dict[str, Labelled] | None:
-    """Labels of the outputs by name, or None if the notation does not fit the operands' ranks."""
+    """Labels of the outputs by name, or None if the notation does not fit the operands' shapes."""
     binding = _Binding(state, call, rule, signature)
     for k, pattern in enumerate(signature.operands):
         if call.node.input(k):
             tokens = pattern.expand(call.rank(k))
-            if tokens is None:
+            if tokens is None or not binding.fits(call.shape(k), tokens):
                 return None
             binding.bind(k, state.settle(call, k, tokens), tokens)
     for k, name in enumerate(call.node.inputs):
@@ -34,9 +35,18 @@ class _Binding:
         self.call, self.rule, self.signature = call, rule, signature
         self.bound: dict[str, Axis] = {}
         self.zeros: dict[tuple[str, int], bool] = {}
+        self.sizes: dict[str, int] = {}
         self.rows: bool | None = None
         self.used = {t for p in signature.results for t in _letters(p.tokens)}
         self.linear = bool({t for p in signature.operands for t in _letters(p.tokens)} - self.used)
+
+    def fits(self, shape: Shape, tokens: tuple[Token, ...]) -> bool:
+        """Whether each letter has one size everywhere, apart from ones that broadcast."""
+        for size, token in zip(shape, tokens, strict=True):
+            letter = " ".join(token) if isinstance(token, tuple) else token.lstrip("!")
+            if letter not in ("*", "_") and size > 1 and self.sizes.setdefault(letter, size) != size:
+                return False
+        return True
 
     def bind(self, k: int, tensor: Labelled, tokens: tuple[Token, ...]) -> None:
         """Bind the axes of operand ``k``."""
@@ -62,7 +72,8 @@ class _Binding:
                 self._hold(self.bound[letter], "works over this axis as a whole")
 
     def _tie(self, letter: str, axis: Axis, k: int) -> None:
-        self.zeros[letter, k] = bool(axis) and all(f.zero for f in axis)
+        loose = [f for f in axis if not self.space.is_held(f.labels)]
+        self.zeros[letter, k] = bool(loose) and all(f.zero for f in loose)
         reason = Reason(self.call.node.label, f"{self.call.node.op} meets an axis that can't be cut")
         self.bound[letter] = self.space.tie_axes(self.bound[letter], axis, reason) if letter in self.bound else axis
 

@@ -63,6 +63,9 @@ class Mover:
         if node.op == "Pad" and call.version < 11 and self.fill != 0:
             return None
         tensors = {k: self.state.operand(call, k) for k in self.data if node.input(k)}
+        for k, name in enumerate(node.inputs):
+            if name and k not in self.data:
+                self.state.hold(name, Reason(node.label, f"an option of {node.op}"))
         moved = self._carry(operands, tensors)
         if moved is None or not any(self.state.loose_split(t) for t in tensors.values()) or self._rerouted(moved):
             return moved

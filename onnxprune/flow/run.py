@@ -69,7 +69,8 @@ def _visit(state: Flow, call: Call, rule: Rule | None) -> Step:
     if not _concerns(state, call, rule):
         _unlabelled(state, call)
         return Step(call, rule)
-    if rule is None or any(call.inputs[k] is None for k, n in enumerate(node.inputs) if n):
+    known = all(s is not None for n, s in zip((*node.inputs, *node.outputs), (*call.inputs, *call.outputs), strict=True) if n)
+    if rule is None or not known:
         return _barrier(state, call, rule, _why_not(node, rule))
     if rule.kind is Kind.MOVEMENT and (moved := Mover(state, call, rule).move()) is not None:
         state.tensors.update(moved)
@@ -124,7 +125,7 @@ def _has_body(node: Node) -> bool:
 
 def _why_not(node: Node, rule: Rule | None) -> str:
     if rule is not None:
-        return f"the shape of an input of {node.op} is not known"
+        return f"the shape of an operand or result of {node.op} is not known"
     if _has_body(node):
         return f"{node.op} has subgraphs, which are not looked into"
     return f"no rule for operator {node.op if node.standard else f'{node.domain}.{node.op}'}"

@@ -97,7 +97,7 @@ class Flow:
         name = call.node.inputs[k]
         tensor = self.tensors.get(name)
         if tensor is None or not tensor.factors:
-            reason = Reason(self.writer(name), f"{name!r} is computed without channels")
+            reason = Reason(self.writer(name) or call.node.label, f"{name!r} is computed without channels")
             return Labelled(call.shape(k), self.held_axes(call.shape(k), reason), self.is_weight(name))
         return tensor
 
