@@ -473,7 +473,7 @@ def _parse(path: Path) -> tuple[ModelProto, Path]:
     try:
         model = ModelProto.FromString(data)
     except DecodeError as error:
-        raise ModelError(f"the file is not an ONNX model, or it is truncated ({_line(error)}); export it again") from error
+        raise ModelError("the file is not an ONNX model, or it is truncated; export it again") from error
     _check_text(model, drop=True)
     return model, path.absolute().parent
 

@@ -310,29 +310,47 @@ def test_graphs(tmp_path: Path, name: str) -> None:
     assert text in refusal(write(tmp_path, changed(edit)))
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        set_attribute(2, "group", 3),
-        set_attribute(2, "group", 8),
-        lambda m: weight(m, "w2").CopyFrom(tensor("w2", np.ones((4, 6, 3, 3)))),
-        lambda m: weight(m, "w2").CopyFrom(tensor("w2", np.ones((4, 8)))),
-        lambda m: weight(m, "w2").CopyFrom(tensor("w2", np.ones(()))),
-        lambda m: weight(m, "b1").CopyFrom(tensor("b1", np.ones(7))),
-        lambda m: weight(m, "b1").CopyFrom(tensor("b1", np.ones((2, 4)))),
-        lambda m: between(m, helper.make_node("Split", ["r"], ["q", "rest"], axis=1), helper.make_node("Relu", ["r"], ["u"])),
-        lambda m: between(m, helper.make_node("Transpose", ["r"], ["q"], perm=[0, 7, 2, 3])),
-        lambda m: between(m, helper.make_node("Transpose", ["r"], ["q"], perm=[0, 1])),
-        lambda m: between(m, helper.make_node("Flatten", ["r"], ["q"], axis=9)),
-        lambda m: between(m, helper.make_node("Concat", ["r", "w1"], ["q"], axis=1)),
-        lambda m: between(m, helper.make_node("Gather", ["r", "at"], ["q"], axis=1), at=tensor("", [99], np.int64)),
-        lambda m: between(m, helper.make_node("Reshape", ["r", "to"], ["q"]), to=tensor("", [-1, -1, 0, 7], np.int64)),
-    ],
-    ids=str,
-)
-def test_sizes_that_do_not_meet(edit: Callable[[ModelProto], object]) -> None:
+def resize(name: str, *shape: int) -> Callable[[ModelProto], object]:
+    return lambda m: weight(m, name).CopyFrom(tensor(name, np.ones(shape)))
+
+
+def insert(op: str, *more: str, at: tuple[int, ...] = (), **attributes: object) -> Callable[[ModelProto], object]:
+    node = helper.make_node(op, ["r", *more], ["q"], **attributes)
+    return lambda m: between(m, node, at=tensor("", at, np.int64))
+
+
+MISFITS = {
+    "3 groups of 8": set_attribute(2, "group", 3),
+    "8 groups of 4": set_attribute(2, "group", 8),
+    "6 channels for 8": resize("w2", 4, 6, 3, 3),
+    "filter of rank 2": resize("w2", 4, 8),
+    "filter of rank 0": resize("w2"),
+    "7 biases for 8": resize("b1", 7),
+    "bias of rank 2": resize("b1", 2, 4),
+    "Transpose beyond the rank": insert("Transpose", perm=[0, 7, 2, 3]),
+    "Transpose of another rank": insert("Transpose", perm=[0, 1]),
+    "Flatten beyond the rank": insert("Flatten", axis=9),
+    "Concat of other sizes": insert("Concat", "w1", axis=1),
+    "Gather beyond the end": insert("Gather", "at", at=(99,), axis=1),
+    "Reshape with two -1": insert("Reshape", "at", at=(-1, -1, 0, 7)),
+    "Reshape to another size": insert("Reshape", "at", at=(2, 7, 8, 8)),
+    "Split into more": insert("Split", "at", at=(5, 5), axis=1),
+    "Squeeze a wide axis": insert("Squeeze", "at", at=(1,)),
+    "Tile by too few": insert("Tile", "at", at=(2,)),
+    "Pad by too few": insert("Pad", "at", at=(1, 1)),
+    "Pad by less than nothing": insert("Pad", "at", at=(0, -9, 0, 0, 0, 0, 0, 0)),
+    "Conv without filter": lambda m: m.graph.node[2].input.pop(),
+    "Conv without input": lambda m: m.graph.node[2].input.__setitem__(0, ""),
+    "Relu of two": lambda m: m.graph.node[1].input.append("w1"),
+    "Relu of nothing": lambda m: m.graph.node[1].ClearField("input"),
+    "Conv of text": lambda m: m.graph.node[0].attribute.append(helper.make_attribute("dilations", "ab")),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_sizes_that_do_not_meet(name: str) -> None:
     """Such nodes can't run, which only onnxruntime can say for sure: they are refused, or left as they are."""
-    model = changed(edit)
+    model = changed(MISFITS[name])
     try:
         message = None
         result = onnxprune.prune(model)
@@ -570,6 +588,17 @@ def bomb(op: str, *constants: TensorProto, **attributes: object) -> ModelProto:
     return between(net(), *nodes, **dict(zip(names, constants, strict=True)))
 
 
+def last(model: ModelProto) -> ModelProto:
+    """What stands in front of the second convolution is put behind it, so that there is something to cut before."""
+    conv = model.graph.node.pop()
+    for part in (*model.graph.node[2:], *(a.g.node[-1] for n in model.graph.node for a in n.attribute if a.HasField("g"))):
+        part.input[:] = ["y0" if name == "r" else name for name in part.input]
+        part.output[:] = ["y" if name == "q" else name for name in part.output]
+    conv.input[0], conv.output[0] = "r", "y0"
+    model.graph.node.insert(2, conv)
+    return model
+
+
 def ints(*values: int) -> TensorProto:
     return tensor("", values, np.int64)
 
@@ -596,23 +625,26 @@ BOMBS: dict[str, Callable[[], ModelProto]] = {
     "Where": lambda: bomb(
         "Where", tensor("", np.ones((4096, 1, 1)), np.bool_), tensor("", np.ones((4096, 1))), tensor("", np.ones(4096))
     ),
-    "in a subgraph": lambda: branched(
-        helper.make_node("Constant", [], ["s"], value=ints(HUGE)),
-        helper.make_node("ConstantOfShape", ["s"], ["z"], value=ONE),
-        helper.make_node("ReduceMax", ["z"], ["top"], keepdims=0),
-        helper.make_node("Add", ["r", "top"], ["inner"]),
+    "in a subgraph": lambda: last(
+        branched(
+            helper.make_node("Constant", [], ["s"], value=ints(HUGE)),
+            helper.make_node("ConstantOfShape", ["s"], ["z"], value=ONE),
+            helper.make_node("ReduceMax", ["z"], ["top"], keepdims=0),
+            helper.make_node("Add", ["r", "top"], ["inner"]),
+        )
     ),
     "sparse": lambda: sparse([1.0], (HUGE,)),
-    "size that only a run tells": lambda: between(
-        net(),
-        helper.make_node("Shape", ["r"], ["s"]),
-        helper.make_node("NonZero", ["r"], ["nz"]),
-        helper.make_node("Shape", ["nz"], ["count"]),
-        helper.make_node("Mul", ["count", "much"], ["big"]),
-        helper.make_node("ConstantOfShape", ["big"], ["z"], value=ONE),
-        helper.make_node("ReduceMax", ["z"], ["top"], keepdims=0),
-        helper.make_node("Add", ["r", "top"], ["q"]),
-        much=ints(HUGE, HUGE),
+    "size that only a run tells": lambda: last(
+        between(
+            net(),
+            helper.make_node("NonZero", ["r"], ["places"]),
+            helper.make_node("Shape", ["places"], ["count"]),
+            helper.make_node("Mul", ["count", "much"], ["big"]),
+            helper.make_node("ConstantOfShape", ["big"], ["z"], value=ONE),
+            helper.make_node("ReduceMax", ["z"], ["top"], keepdims=0),
+            helper.make_node("Add", ["r", "top"], ["q"]),
+            much=ints(1 << 18, 1 << 18),
+        )
     ),
     "input": lambda: changed(lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", HUGE)),
     "weight": lambda: changed(header("w1", dims=[HUGE], raw_data=None)),
@@ -1143,6 +1175,26 @@ def test_command_line_with_a_full_disk(tmp_path: Path) -> None:
     assert_one_line(done, "out.onnx' can't be written: [Errno 27] File too large; nothing was changed")
     assert listing(tmp_path) == before
     assert command("prune", path, "-o", tmp_path / "out.onnx", "--ratio", 0, limit=10).returncode == 0
+
+
+SIGNALLED = """
+import os, signal, sys
+from onnxprune import pruner
+from onnxprune.cli import main
+pruner.verify = lambda *args, **options: os.kill(os.getpid(), signal.SIGINT)
+main(sys.argv[1:])
+"""
+
+
+def test_command_line_interrupted(tmp_path: Path) -> None:
+    """Control-C in the middle of the work: one line, and the old output is as it was."""
+    path = write(tmp_path, net())
+    (tmp_path / "out.onnx").write_bytes(b"old")
+    before = listing(tmp_path)
+    words = ["prune", str(path), "-o", str(tmp_path / "out.onnx"), "--save-plan", str(tmp_path / "plan.json")]
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "onnxprune: interrupted; nothing was written\n")
+    assert listing(tmp_path) == before
 
 
 def test_terminal_codes_are_not_passed_on(tmp_path: Path) -> None:
