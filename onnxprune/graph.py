@@ -537,19 +537,19 @@ def _without_functions(model: ModelProto) -> ModelProto:
     bodies = {(f.domain, f.name, f.overload): f.node for f in model.functions}
     sizes: dict[tuple[str, str, str], int] = {}
 
-    def size(nodes: Iterable[NodeProto], callers: tuple[tuple[str, str, str], ...]) -> int:
+    def size(nodes: Iterable[NodeProto], depth: int) -> int:
         total = 0
         for node in nodes:
             key = (node.domain, node.op_type, node.overload)
-            if key in callers or len(callers) > _CALL_DEPTH:
+            if depth > _CALL_DEPTH:
                 raise ModelError(f"its local function {node.op_type!r} calls itself or is nested too deeply; export it again")
             if key in bodies and key not in sizes:
-                sizes[key] = size(bodies[key], (*callers, key))
+                sizes[key] = size(bodies[key], depth + 1)
             total += sizes[key] if key in bodies else node.ByteSize() + _NODE_BYTES
-            total += sum(size(body.node, callers) for body in _bodies(node))
+            total += sum(size(body.node, depth + 1) for body in _bodies(node))
         return total
 
-    if size(model.graph.node, ()) > FILE_LIMIT:
+    if size(model.graph.node, 0) > FILE_LIMIT:
         raise ModelError("its local functions expand into an absurd number of nodes; export it without functions")
     try:
         return onnx.inliner.inline_local_functions(model)

@@ -35,20 +35,22 @@ INLINE_LIMIT = 1_900_000_000
 
 @dataclass(frozen=True)
 class Result:
-    """A pruned model with the plan that made it and the report of how."""
+    """A pruned model with the plan that made it, the report of how, and the ``source`` it was made from."""
 
     model: ModelProto
     plan: Plan
     report: Report
+    source: Source
     external_data: bool = False
 
     def save(self, path: str | Path) -> None:
         """Write the model; weights go to ``<name>.data`` beside it if the original kept them apart.
 
         Raises:
-            OutputError: the path can't be written. What was there before is still there.
+            OutputError: the path is the input or can't be written. What was there before is still there.
         """
-        save(self.model, path, external=self.external_data or self.model.ByteSize() > INLINE_LIMIT)
+        external = self.external_data or self.model.ByteSize() > INLINE_LIMIT
+        save(self.model, path, external=external, source=self.source)
 
 
 def prune(
@@ -105,7 +107,7 @@ def prune(
         if dataset is not None:
             metrics = _metrics(graph, pruned, dataset)
     report = Report(before, after, rows, coupling.frozen, verification, clock.elapsed, metrics)
-    return Result(pruned, made, report, graph.weights.has_external_data)
+    return Result(pruned, made, report, graph.source, graph.weights.has_external_data)
 
 
 def inspect(model: Source, *, freeze: tuple[str, ...] = (), progress: Progress | None = None) -> Report:

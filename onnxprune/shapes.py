@@ -257,9 +257,7 @@ def _infer_node(
     version = graph.opset.get("" if node.standard else node.domain)
     if version is not None and onnx.defs.has(node.op, version, node.domain):
         types = {n: _type(shapes, n) for n in node.inputs if n}
-        data = {n: numpy_helper.from_array(shapes.values[n]) for n in node.inputs[1:] if n in shapes.values}
-        if node.op == "ConstantOfShape" and node.inputs[0] in shapes.values:
-            data = {node.inputs[0]: numpy_helper.from_array(shapes.values[node.inputs[0]])}
+        data = {n: numpy_helper.from_array(shapes.values[n]) for n in node.inputs if n in shapes.values}
         schema = onnx.defs.get_schema(node.op, version, node.domain)
         try:
             inferred = shape_inference.infer_node_outputs(

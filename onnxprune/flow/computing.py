@@ -41,9 +41,11 @@ class _Binding:
         self.linear = bool({t for p in signature.operands for t in _letters(p.tokens)} - self.used)
 
     def fits(self, shape: Shape, tokens: tuple[Token, ...]) -> bool:
-        """Whether each letter has one size everywhere, apart from ones that broadcast."""
+        """Whether each letter has one size everywhere, apart from ones that broadcast, and groups divide their axis."""
         for size, token in zip(shape, tokens, strict=True):
             letter = " ".join(token) if isinstance(token, tuple) else token.lstrip("!")
+            if isinstance(token, tuple) and size % self.signature.sizes[token[0].lstrip("!")]:
+                return False
             if letter not in ("*", "_") and size > 1 and self.sizes.setdefault(letter, size) != size:
                 return False
         return True
