@@ -16,7 +16,7 @@ from onnxprune import __version__
 from onnxprune.compare import compare as compare_models
 from onnxprune.demo import run as run_demo
 from onnxprune.errors import OnnxpruneError
-from onnxprune.graph import check_output
+from onnxprune.files import check_output
 from onnxprune.operators import table
 from onnxprune.pruner import inspect as inspect_model
 from onnxprune.pruner import prune as prune_model

@@ -14,7 +14,8 @@ from onnxprune import data as datasets
 from onnxprune.cost import Cost, cost
 from onnxprune.errors import DataError, OutputError
 from onnxprune.evaluate import Latency, accuracy, agreement, interleaved, predict, relative_error
-from onnxprune.graph import Graph, Source, load
+from onnxprune.files import Source
+from onnxprune.graph import Graph, load
 from onnxprune.report import columns, megabytes
 from onnxprune.runtime import random_feeds
 from onnxprune.shapes import infer

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune.errors import DataError
-from onnxprune.graph import Port
+from onnxprune.structure import Port
 from onnxprune.weights import Array
 
 BATCH = 64

@@ -17,7 +17,8 @@ from onnxprune.channels import Coupling, analyse
 from onnxprune.cost import Cost, cost
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.evaluate import Verification, accuracy, agreement, predict, verify
-from onnxprune.graph import Graph, Source, load, save
+from onnxprune.files import Source, save
+from onnxprune.graph import Graph, load
 from onnxprune.importance import CRITERIA
 from onnxprune.labels import BoolArray, Reason
 from onnxprune.plan import Plan, allocate, make_plan, removed_by

@@ -15,7 +15,7 @@ from onnx import ModelProto, ValueInfoProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import Port
+from onnxprune.structure import Port
 from onnxprune.weights import Array
 
 ort.set_default_logger_severity(4)

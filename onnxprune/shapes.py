@@ -19,8 +19,9 @@ from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import Graph, Node
+from onnxprune.graph import Graph
 from onnxprune.runtime import PROBE_SIZES, Session, concrete, random_feeds, tapped
+from onnxprune.structure import Node
 from onnxprune.weights import Array
 
 Shape = tuple[int, ...]

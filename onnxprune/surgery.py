@@ -11,11 +11,12 @@ from onnx import ModelProto, TensorProto
 from onnxprune.channels import Coupling
 from onnxprune.errors import OnnxpruneError
 from onnxprune.flow import Reroute, one_gather, stand_ins
-from onnxprune.graph import Graph, Node
+from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Factor, IntArray, Labelled
 from onnxprune.plan import Plan
 from onnxprune.rules import Call, Resize, Rule
 from onnxprune.shapes import Executor, Shape, Shapes, follow
+from onnxprune.structure import Node
 from onnxprune.weights import Array
 
 

@@ -184,10 +184,17 @@ class Builder:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
 
 
+# fmt: off
 STEPS: dict[str, Callable[[Builder], None]] = {
-    name: getattr(Builder, name)
-    for name in ["plain", "activation", "prelu", "batch_norm", "depthwise", "grouped", "residual", "concat", "split", "cut", "gather", "gate", "shuffle", "pad", "pixel_shuffle", "transposed", "group_norm", "channels_last", "pool", "shared"]
+    step.__name__: step
+    for step in (
+        Builder.plain, Builder.activation, Builder.prelu, Builder.batch_norm, Builder.depthwise, Builder.grouped,
+        Builder.residual, Builder.concat, Builder.split, Builder.cut, Builder.gather, Builder.gate, Builder.shuffle,
+        Builder.pad, Builder.pixel_shuffle, Builder.transposed, Builder.group_norm, Builder.channels_last, Builder.pool,
+        Builder.shared,
+    )
 }
+# fmt: on
 
 
 def build(steps: list[str], head: str, seed: int) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ def stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     tensors = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            tensors |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     return tensors
 
 

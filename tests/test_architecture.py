@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "onnxprune"
-LAYERS = ["errors", "weights", "structure", "files", "graph", "runtime", "shapes", "rules", "labels", "flow", "channels", "cost", "data", "plan", "importance", "surgery", "evaluate", "report", "pruner", "compare", "demo", "operators", "__init__", "cli", "__main__"]
+# fmt: off
+LAYERS = [
+    "errors", "weights", "structure", "files", "intake", "graph", "runtime", "shapes", "rules", "labels", "flow", "channels",
+    "cost", "data", "plan", "importance", "surgery", "evaluate", "report", "pruner", "compare", "demo", "operators",
+    "__init__", "cli", "__main__",
+]
+# fmt: on
 ONLY_HERE = {"onnx_graphsurgeon": "graph", "onnxruntime": "runtime", "typer": "cli", "rich": "cli"}
 LONGEST = 400
 

@@ -19,7 +19,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import graph as graphs
+from onnxprune import files, graph
 from onnxprune.errors import DataError, ModelError, OutputError
 
 ort.set_default_logger_severity(4)
@@ -286,7 +286,8 @@ EDITS: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     "no opset": (lambda m: m.ClearField("opset_import"), "it declares no operator set version"),
     "opset 0": (set_opset(0), "it declares opset 0, which does not exist"),
     "next opset": (set_opset(NEWEST + 1), f"it uses opset {NEWEST + 1}, newer than the installed onnx knows ({NEWEST})"),
-    "future opset": (set_opset(1 << 30), "newer than the installed onnx knows"),
+    "future opset": (set_opset(1 << 40), f"it uses opset {1 << 40}, newer than the installed onnx knows"),
+    "opset -1": (set_opset(-1), "it declares opset -1, which does not exist"),
     "future format": (lambda m: setattr(m, "ir_version", 99), f"{REFUSED_BY_ORT}Unsupported model IR version: 99"),
     "unknown domain": (lambda m: setattr(m.graph.node[1], "domain", "my.own"), f"{REFUSED_BY_ORT}This is an invalid model"),
     "unknown operator": (lambda m: setattr(m.graph.node[1], "op_type", "Erfc"), "No Op registered for Erfc"),
@@ -377,7 +378,7 @@ def test_protos_are_not_changed() -> None:
 
 
 def test_opset_that_is_not_named() -> None:
-    loaded = graphs.load(VALID["opset of ONNX not named"][0]())
+    loaded = graph.load(VALID["opset of ONNX not named"][0]())
     assert loaded.opset == {"": NEWEST, "ai.onnx.ml": 3}
 
 
@@ -471,7 +472,7 @@ def test_every_type_is_counted(tmp_path: Path, kind: str, raw: bool) -> None:
         count = len(sound.raw_data) if len(sound.raw_data) < 9 else 24 if kind.startswith("COMPLEX") else 12
         sound.ClearField("raw_data")
         getattr(sound, field).extend([0] * count)
-    assert graphs.load(changed(lambda m: m.graph.initializer.append(sound))).weights.read("more").shape == (12,)
+    assert graph.load(changed(lambda m: m.graph.initializer.append(sound))).weights.read("more").shape == (12,)
 
     def broken(change: Callable[[TensorProto], object]) -> str:
         bad = TensorProto()
@@ -922,6 +923,8 @@ VALID: dict[str, tuple[Callable[[], ModelProto], bool]] = {
         True,
     ),
     "unused domain": (lambda: changed(lambda m: m.opset_import.append(helper.make_opsetid("never.used", 7))), True),
+    "unused domain of no version": (lambda: changed(lambda m: m.opset_import.add(domain="never.used")), True),
+    "unused domain of any version": (lambda: changed(lambda m: m.opset_import.add(domain="x", version=-(1 << 62))), True),
     "ai.onnx": (lambda: changed(lambda m: setattr(m.graph.node[0], "domain", "ai.onnx")), True),
     "two outputs alike": (lambda: changed(lambda m: m.graph.output.append(m.graph.output[0])), True),
     "input is output": (lambda: changed(lambda m: m.graph.output.append(info("x", None))), True),
@@ -1001,10 +1004,10 @@ def test_output_is_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for same in (path, "../model.onnx", "../other/../model.onnx", "../symbolic.onnx", "../hard.onnx"):
         for source in (path, tmp_path / "symbolic.onnx"):
             with pytest.raises(OutputError, match=r"is the input itself; choose another path$"):
-                graphs.check_output(same, source)
+                files.check_output(same, source)
             with pytest.raises(OutputError, match=r"is the input itself; choose another path$"):
-                graphs.save(net(), same, source=source)
-    graphs.check_output("model.onnx", path)
+                files.save(net(), same, source=source)
+    files.check_output("model.onnx", path)
     assert path.read_bytes() == SOUND
 
 
@@ -1023,11 +1026,11 @@ def test_output_does_not_replace_the_weights_of_the_input(tmp_path: Path) -> Non
     result = onnxprune.prune(path)
     for output in ("small.onnx", "small.onnx.data"):
         with pytest.raises(OutputError, match=r"would overwrite '.*small\.onnx\.data', which the input needs; choose another"):
-            graphs.check_output(tmp_path / output, path)
+            files.check_output(tmp_path / output, path)
         with pytest.raises(OutputError, match=r"would overwrite"):
-            graphs.save(result.model, tmp_path / output, external=True, source=path)
+            files.save(result.model, tmp_path / output, external=True, source=path)
     assert listing(tmp_path) == before
-    graphs.check_output(tmp_path / "other.onnx", path)
+    files.check_output(tmp_path / "other.onnx", path)
 
 
 OUTPUTS: dict[str, tuple[str, str]] = {
@@ -1050,7 +1053,7 @@ def test_outputs(tmp_path: Path, name: str) -> None:
     before = listing(tmp_path)
     result = onnxprune.prune(net())
     path = f"{tmp_path}/{output}"
-    for attempt in (lambda: result.save(path), lambda: graphs.check_output(path)):
+    for attempt in (lambda: result.save(path), lambda: files.check_output(path)):
         with pytest.raises(OutputError) as caught:
             attempt()
         assert text in str(caught.value)
@@ -1110,21 +1113,21 @@ def test_interrupted_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external: bool, old: bool, call: int, after: bool, error: BaseException
 ) -> None:
     """Whenever a save stops, the old output or the new one is there, whole, and nothing else."""
-    monkeypatch.setattr(graphs, "EXTERNAL_FROM", 64)
+    monkeypatch.setattr(files, "EXTERNAL_FROM", 64)
     path = tmp_path / "out.onnx"
     first, second = onnxprune.prune(net(), ratio=0).model, onnxprune.prune(net(), ratio=0.75).model
-    graphs.save(second, path, external=external)
+    files.save(second, path, external=external)
     new = saved(tmp_path)
     for file in tmp_path.iterdir():
         file.unlink()
     if old:
-        graphs.save(first, path, external=external)
+        files.save(first, path, external=external)
     kept, names = saved(tmp_path), sorted(listing(tmp_path))
     trouble = Trouble(os.replace, call, error, after=after)
     with monkeypatch.context() as patch:
-        patch.setattr(graphs.os, "replace", trouble)
+        patch.setattr(files.os, "replace", trouble)
         try:
-            graphs.save(second, path, external=external)
+            files.save(second, path, external=external)
             stopped = False
         except (KeyboardInterrupt, OutputError):
             stopped = True
@@ -1152,7 +1155,7 @@ def test_interrupted_while_writing(tmp_path: Path, error: type[BaseException]) -
     path = tmp_path / "out.onnx"
     path.write_bytes(b"old")
     with pytest.raises(error):
-        graphs.save(Model(), path)
+        files.save(Model(), path)
     assert listing(tmp_path) == {str(path): b"old"}
 
 

@@ -12,7 +12,7 @@ import test_hostile as hostile
 from onnx import ModelProto, TensorProto
 
 import onnxprune
-from onnxprune import graph as graphs
+from onnxprune import files
 from onnxprune.errors import OnnxpruneError, OptionError, OutputError
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -112,7 +112,7 @@ def test_outputs(tmp_path: Path, name: str) -> None:
     source = hostile.write(tmp_path, hostile.net())
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError) as caught:
-        graphs.check_output(tmp_path / name, source)
+        files.check_output(tmp_path / name, source)
     assert str(caught.value) == OUTPUTS[name].replace("PATH", str(tmp_path / name)).replace("FOLDER", str(tmp_path))
 
 

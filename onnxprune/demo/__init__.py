@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from onnxprune.compare import compare
 from onnxprune.errors import OutputError
-from onnxprune.graph import check_output
+from onnxprune.files import check_output
 from onnxprune.pruner import prune
 
 __all__ = ["RATIO", "run"]

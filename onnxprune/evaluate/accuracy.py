@@ -10,8 +10,8 @@ from onnx import ModelProto
 
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError
-from onnxprune.graph import Port
 from onnxprune.runtime import Session
+from onnxprune.structure import Port
 from onnxprune.weights import Array
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnxprune.flow.state import Flow, Reroute
-from onnxprune.graph import Node
 from onnxprune.labels import NOWHERE, Factor, IntArray, Labelled, Reason, arrival, compare_orders, merge
 from onnxprune.rules import Call, Kind, Rule, find
 from onnxprune.shapes import Shape
+from onnxprune.structure import Node
 from onnxprune.weights import Array
 
 MOVE_LIMIT = 1 << 27

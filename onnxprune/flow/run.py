@@ -10,10 +10,11 @@ from onnx import GraphProto, TensorProto
 from onnxprune.flow.computing import compute
 from onnxprune.flow.moving import Mover
 from onnxprune.flow.state import Flow, Step
-from onnxprune.graph import Graph, Node
+from onnxprune.graph import Graph
 from onnxprune.labels import Labelled, Reason
 from onnxprune.rules import Call, Kind, Rule, describe, find
 from onnxprune.shapes import Shapes
+from onnxprune.structure import Node
 from onnxprune.weights import FLOATS
 
 LABELLED = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32}

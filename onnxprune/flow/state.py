@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.graph import Graph, Node
+from onnxprune.graph import Graph
 from onnxprune.labels import Factor, IntArray, Labelled, LabelSpace, Reason
 from onnxprune.rules import Call, Rule
 from onnxprune.rules.notation import Token
 from onnxprune.shapes import Executor, Shape, Shapes
+from onnxprune.structure import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.graph import Graph, Node
+from onnxprune.graph import Graph
 from onnxprune.shapes import BoolArray, Shape, Shapes
+from onnxprune.structure import Node
 from onnxprune.weights import Array
 
 

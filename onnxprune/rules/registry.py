@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from onnxprune.graph import STANDARD
 from onnxprune.rules.notation import Call, Signature, parse
 from onnxprune.shapes import Shape
+from onnxprune.structure import STANDARD
 from onnxprune.weights import Array
 
 
