@@ -162,9 +162,9 @@ def sorted_nodes(graph: GraphProto, stored: set[str]) -> tuple[Node, ...]:
         raise ModelError("two graph inputs have the same name; rename one of them")
     writer: dict[str, int] = {}
     for index, proto in enumerate(graph.node):
-        captured = tuple(sorted(set().union(*(captured(b) for b in bodies(proto))) - set(proto.input)))
+        taken = tuple(sorted(set().union(*(captured(b) for b in bodies(proto))) - set(proto.input)))
         node = Node(
-            index, proto.op_type, proto.domain, proto.name, tuple(proto.input), tuple(proto.output), _attributes(proto), captured
+            index, proto.op_type, proto.domain, proto.name, tuple(proto.input), tuple(proto.output), _attributes(proto), taken
         )
         if not node.outputs:
             raise ModelError(f"node {node.label!r} writes nothing; the graph is damaged, export it again")
