@@ -48,7 +48,7 @@ class ChannelGroup:
     @property
     def sites(self) -> tuple[Site, ...]:
         """The weight axes the channels live on."""
-        return tuple(m.site for m in self.members)
+        return tuple(dict.fromkeys(m.site for m in self.members))
 
     def slices(self, weights: Weights) -> Iterator[tuple[Array, IntArray]]:
         """The filters of every producer, one stored tensor at a time.
@@ -133,6 +133,11 @@ def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason]) -> C
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
 
 
+def stored_site(graph: Graph, site: Site) -> Site:
+    """The axis of the tensor in the file, where a vector with several readers has other names."""
+    return Site(graph.uses[site.tensor].tensor, site.axis) if site.tensor in graph.uses else site
+
+
 def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
     """Components that live on exactly the same axes of all tensors form a group.
 
@@ -168,13 +173,13 @@ def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
         for g in np.unique(groups[groups >= 0]):
             positions = np.flatnonzero(groups == g)
             producer = "producer" in state.roles.get(site, ())
-            found[g].append(Member(site, positions, index_of[here[positions]], producer))
+            found[g].append(Member(stored_site(state.graph, site), positions, index_of[here[positions]], producer))
     return tuple(_group(state, r, tuple(m)) for r, m in zip(roots, found, strict=True))
 
 
 def _group(state: Flow, roots: IntArray, members: tuple[Member, ...]) -> ChannelGroup:
     weights = state.graph.weights
-    counted = [m for m in members if m.producer or len(weights.shape(m.site.tensor)) == 1]
+    counted = {m.site: m for m in members if m.producer or len(weights.shape(m.site.tensor)) == 1}.values()
     parameters = sum(
         len(m.positions) * weights.count(m.site.tensor) // weights.shape(m.site.tensor)[m.site.axis]
         for m in counted
@@ -192,7 +197,7 @@ def _frozen(state: Flow, components: Components) -> tuple[Frozen, ...]:
     for site in state.sites:
         by_tensor.setdefault(site.tensor, []).append(site)
     for tensor, sites in by_tensor.items():
-        if len(weights.shape(tensor)) < 2 or not weights.is_parameter(tensor):
+        if len(weights.shape(tensor)) < 2 or not weights.is_parameter(tensor) or state.graph.is_copy(tensor):
             continue
         producers = [s for s in sites if "producer" in state.roles.get(s, ())]
         if not producers and any(not _held(state, components, s).all() for s in sites):

@@ -27,7 +27,9 @@ class Cost:
 
 def cost(graph: Graph, shapes: Shapes) -> Cost:
     """Cost of a model whose shapes were inferred."""
-    stored = sum(graph.weights.count(name) for name in graph.weights if graph.weights.is_parameter(name))
+    stored = sum(
+        graph.weights.count(name) for name in graph.weights if graph.weights.is_parameter(name) and not graph.is_copy(name)
+    )
     inside = sum(math.prod(t.dims) for _, _, t in graph.inner_tensors if t.data_type in PARAMETERS)
     work = sum(macs(describe(graph, node, shapes)) for node in graph.nodes)
     return Cost(stored + inside, work, graph.stored_bytes)

@@ -31,7 +31,18 @@ from onnxprune.intake import (
     without_functions,
     without_weights,
 )
-from onnxprune.structure import Node, Port, all_tensors, bodies, captured, describe_port, sorted_nodes, weights_inside
+from onnxprune.structure import (
+    Node,
+    Port,
+    Use,
+    all_tensors,
+    bodies,
+    captured,
+    describe_port,
+    part_vectors,
+    sorted_nodes,
+    weights_inside,
+)
 from onnxprune.weights import ELEMENT_LIMIT, Array, Weights, check
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -39,7 +50,10 @@ G_LOGGER.severity = G_LOGGER.ERROR
 
 @dataclass(frozen=True)
 class Graph:
-    """A model: ``proto`` without the weights' data, ``weights`` beside it, ``nodes`` in an order in which they can run."""
+    """A model: ``proto`` without the weights' data, ``weights`` beside it, ``nodes`` in an order in which they can run.
+
+    A vector that several nodes read has a name for each of them: ``uses`` tells which stored tensor that is.
+    """
 
     proto: ModelProto
     weights: Weights
@@ -47,6 +61,7 @@ class Graph:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     opset: Mapping[str, int]
+    uses: Mapping[str, Use]
     source: Source = field(repr=False)
 
     @property
@@ -70,6 +85,10 @@ class Graph:
         for node in self.nodes:
             for body in bodies(self.proto.graph.node[node.index]):
                 yield from ((node, name, tensor) for name, tensor in weights_inside(body))
+
+    def is_copy(self, name: str) -> bool:
+        """Whether a stored tensor's name is only another one for a tensor of the file."""
+        return name in self.uses and self.uses[name].tensor != name
 
     @property
     def sha256(self) -> str:
@@ -146,13 +165,16 @@ def _graph(model: ModelProto, folder: Path | None, source: Source) -> Graph:
     proto = without_weights(model)
     inline_attributes(proto.graph, folder)
     nodes = sorted_nodes(proto.graph, set(tensors))
+    elsewhere = {v.name for v in model.graph.output} | {name for node in nodes for name in node.captured}
+    nodes, uses = part_vectors(nodes, tensors, elsewhere)
     return Graph(
         proto=proto,
-        weights=Weights(tensors, folder),
+        weights=Weights(tensors | {name: tensors[use.tensor] for name, use in uses.items()}, folder),
         nodes=nodes,
         inputs=inputs,
         outputs=tuple(describe_port(v) for v in model.graph.output),
         opset=opset,
+        uses=uses,
         source=source,
     )
 
@@ -168,7 +190,10 @@ class Editor:
         bare = ModelProto(ir_version=graph.proto.ir_version, opset_import=graph.proto.opset_import)
         bare.graph.name = graph.proto.graph.name or "graph"
         protos = graph.proto.graph.node
-        bare.graph.node.extend(protos[node.index] for node in graph.nodes)
+        for node in graph.nodes:
+            proto = bare.graph.node.add()
+            proto.CopyFrom(protos[node.index])
+            proto.input[:] = node.inputs
         bare.graph.input.extend(ValueInfoProto(name=p.name) for p in graph.proto.graph.input)
         bare.graph.output.extend(ValueInfoProto(name=p.name) for p in graph.outputs)
         self._gs = gs.import_onnx(bare)
@@ -226,11 +251,18 @@ class Editor:
         model = ModelProto()
         model.CopyFrom(self._graph.proto)
         graph = model.graph
+        for name, use in self._graph.uses.items():
+            if self._graph.is_copy(name) and _same(weights.get(name), weights.get(use.tensor)):
+                self._tensors[name].name = use.tensor
         del graph.node[:]
         graph.node.extend(self._export(node, weights) for node in self._gs.nodes)
         used = _read_names(graph)
         _export_weights(graph, self._graph.weights, weights, used)
         graph.initializer.extend(t for name, t in self._new.items() if name in used)
+        for name in filter(self._graph.is_copy, used):
+            copy = graph.initializer.add()
+            copy.CopyFrom(weights[name] if name in weights else self._graph.weights.inline(name))
+            copy.name = name
         _keep_known(graph, used, dropped={t.name for t in self._graph.proto.graph.initializer} - used)
         for value in (*graph.input, *graph.value_info):
             if value.name in shapes:
@@ -299,6 +331,11 @@ def _export_weights(graph: GraphProto, stored: Weights, replaced: Mapping[str, T
     del graph.initializer[:]
     for name in names:
         graph.initializer.append(replaced[name] if name in replaced else stored.inline(name))
+
+
+def _same(a: TensorProto | None, b: TensorProto | None) -> bool:
+    """Whether what became of two tensors that were equal is still equal."""
+    return a is b or (a is not None and b is not None and a.raw_data == b.raw_data)
 
 
 def _read_names(graph: GraphProto) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.channels import ChannelGroup, Coupling
+from onnxprune.channels import ChannelGroup, Coupling, stored_site
 from onnxprune.errors import OptionError, OutputError, PlanError
 from onnxprune.flow import Site
 from onnxprune.labels import BoolArray
@@ -33,16 +33,33 @@ class PlanSite:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanCopy:
+    """The same for one reader of a vector whose readers keep different indices: it gets a copy of its own.
+
+    Masking leaves such a vector alone; what it adds to removed channels, their consumers do not see.
+    """
+
+    tensor: str
+    axis: int
+    of: int
+    keep: tuple[int, ...]
+    node: str
+    input: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All cut weight axes of a model, which is known by the SHA-256 of its file."""
 
     model_sha256: str
     sites: tuple[PlanSite, ...]
+    copies: tuple[PlanCopy, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data (schema ``onnxprune.plan/1``)."""
-        sites = [{"tensor": s.tensor, "axis": s.axis, "of": s.of, "keep": list(s.keep)} for s in self.sites]
-        return {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites}
+        sites = [asdict(s) | {"keep": list(s.keep)} for s in self.sites]
+        copies = [asdict(c) | {"keep": list(c.keep)} for c in self.copies]
+        return {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.
@@ -74,19 +91,36 @@ class Plan:
             sites = tuple(
                 PlanSite(str(s["tensor"]), int(s["axis"]), int(s["of"]), tuple(int(k) for k in s["keep"])) for s in data["sites"]
             )
-            return cls(str(data["model_sha256"]), sites)
+            copies = tuple(
+                PlanCopy(
+                    str(c["tensor"]), int(c["axis"]), int(c["of"]), tuple(map(int, c["keep"])), str(c["node"]), int(c["input"])
+                )
+                for c in data.get("copies", ())
+            )
+            return cls(str(data["model_sha256"]), sites, copies)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan {str(path)!r} lacks or misspells {error}; save it again with --save-plan") from error
 
 
 def make_plan(coupling: Coupling, removed: BoolArray) -> Plan:
     """Write down the removal of label components as a plan."""
-    sites = []
+    readers: dict[Site, list[Site]] = {}
     for site in coupling.flow.sites:
-        keep = coupling.keeps(site, removed)
-        if not keep.all():
-            sites.append(PlanSite(site.tensor, site.axis, len(keep), tuple(np.flatnonzero(keep).tolist())))
-    return Plan(coupling.graph.sha256, tuple(sites))
+        readers.setdefault(stored_site(coupling.graph, site), []).append(site)
+    sites, copies = [], []
+    for stored, names in readers.items():
+        keeps = [coupling.keeps(name, removed) for name in names]
+        of, kept = len(keeps[0]), [tuple(np.flatnonzero(k).tolist()) for k in keeps]
+        if keeps[0].all() and len(set(kept)) == 1:
+            continue
+        if len(set(kept)) == 1:
+            sites.append(PlanSite(stored.tensor, stored.axis, of, kept[0]))
+            continue
+        for name, keep in zip(names, kept, strict=True):
+            use = coupling.graph.uses.get(name.tensor)
+            if use is not None:
+                copies.append(PlanCopy(stored.tensor, stored.axis, of, keep, use.node, use.input))
+    return Plan(coupling.graph.sha256, tuple(sites), tuple(copies))
 
 
 def removed_by(coupling: Coupling, plan: Plan) -> BoolArray:
@@ -96,8 +130,9 @@ def removed_by(coupling: Coupling, plan: Plan) -> BoolArray:
         PlanError: the plan names what the model does not have, cuts what can't be cut, or splits coupled channels.
     """
     removed = np.zeros(len(coupling.components.root), np.bool_)
+    readers = {stored_site(coupling.graph, site): site for site in coupling.flow.sites}
     for cut in plan.sites:
-        site = Site(cut.tensor, cut.axis)
+        site = readers.get(Site(cut.tensor, cut.axis), Site(cut.tensor, cut.axis))
         where = f"plan: axis {cut.axis} of {cut.tensor!r}"
         if site not in coupling.flow.sites:
             raise PlanError(f"{where} does not exist in this model; the plan was made for another one")

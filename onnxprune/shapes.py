@@ -257,13 +257,13 @@ def _infer_node(
     inferred: Mapping[str, TypeProto] = {}
     version = graph.opset.get("" if node.standard else node.domain)
     if version is not None and onnx.defs.has(node.op, version, node.domain):
-        types = {n: _type(shapes, n) for n in node.inputs if n}
-        data = {n: numpy_helper.from_array(shapes.values[n]) for n in node.inputs if n in shapes.values}
+        proto = graph.proto.graph.node[node.index]
+        named = [(written, n) for written, n in zip(proto.input, node.inputs, strict=True) if n]
+        types = {written: _type(shapes, n) for written, n in named}
+        data = {written: numpy_helper.from_array(shapes.values[n]) for written, n in named if n in shapes.values}
         schema = onnx.defs.get_schema(node.op, version, node.domain)
         try:
-            inferred = shape_inference.infer_node_outputs(
-                schema, graph.proto.graph.node[node.index], types, data, None, list(opset), graph.proto.ir_version
-            )
+            inferred = shape_inference.infer_node_outputs(schema, proto, types, data, None, list(opset), graph.proto.ir_version)
         except (shape_inference.InferenceError, RuntimeError, ValueError, onnx.checker.ValidationError):
             inferred = {}
     for name in filter(None, node.outputs):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.weights import ELEMENT_LIMIT
+from onnxprune.weights import ELEMENT_LIMIT, FLOATS
 
 STANDARD = ("", "ai.onnx")
 
@@ -52,6 +53,15 @@ class Port:
     name: str
     elem_type: int
     shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One of several places at which a stored tensor is read: the tensor's name in the file, the node, which input."""
+
+    tensor: str
+    node: str
+    input: int
 
 
 def describe_port(value: ValueInfoProto) -> Port:
@@ -212,3 +222,39 @@ def sorted_nodes(graph: GraphProto, stored: set[str]) -> tuple[Node, ...]:
             stuck = nodes[min(s for s in sources if waiting[s] > 0)]
         raise ModelError(f"the graph has a cycle through node {stuck.label!r}, but must have none; export it again")
     return tuple(order)
+
+
+def part_vectors(
+    nodes: tuple[Node, ...], tensors: Mapping[str, TensorProto], elsewhere: set[str]
+) -> tuple[tuple[Node, ...], dict[str, Use]]:
+    """Give each reader of a shared vector a name of its own for it.
+
+    Exporters merge biases and scales that happen to be equal. Layers that share nothing else must not be tied by that.
+
+    Args:
+        elsewhere: names that something other than these nodes reads (graph outputs, subgraphs); they keep theirs.
+
+    Returns:
+        The nodes with their inputs renamed, and by name every use of a vector that has several, the first under the
+        tensor's own name.
+    """
+    places: dict[str, list[tuple[int, int]]] = {}
+    for at, node in enumerate(nodes):
+        for k, name in enumerate(node.inputs):
+            tensor = tensors.get(name)
+            if tensor is not None and tensor.data_type in FLOATS and 1 < math.prod(tensor.dims) == max(tensor.dims):
+                places.setdefault(name, []).append((at, k))
+    taken = set(tensors) | {name for node in nodes for name in (*node.inputs, *node.outputs)}
+    inputs = [list(node.inputs) for node in nodes]
+    uses: dict[str, Use] = {}
+    for name, readers in places.items():
+        if len(readers) + (name in elsewhere) < 2:
+            continue
+        for at, k in readers:
+            own = name
+            if name in uses or name in elsewhere:
+                own = next(c for n in count(1) if (c := f"{name}_copy{n}") not in taken)
+                taken.add(own)
+            inputs[at][k] = own
+            uses[own] = Use(name, nodes[at].label, k)
+    return tuple(replace(node, inputs=tuple(new)) for node, new in zip(nodes, inputs, strict=True)), uses

@@ -105,7 +105,7 @@ class Weights(Mapping[str, TensorProto]):
     @property
     def external_bytes(self) -> int:
         """Bytes kept in files beside the model."""
-        return sum(_expected_bytes(t) or 0 for t in self._tensors.values() if _is_external(t))
+        return sum(_expected_bytes(t) or 0 for t in {id(t): t for t in self._tensors.values()}.values() if _is_external(t))
 
     def read(self, name: str) -> Array:
         """The values as an array of the declared shape. Reads this one tensor; treat the result as read-only."""

@@ -161,6 +161,16 @@ class Builder:
             x = self.op("Relu", [self.op("Conv", [x, weight, bias], kernel_shape=[3, 3], pads=[1] * 4)])
         self.live.append((x, c, s))
 
+    def merged(self) -> None:
+        """Layers that share nothing but a bias and a scale, which an exporter found equal."""
+        x, c, s = self.wide()
+        bias, scale = self.stored(c), self.stored(c, 1, 1)
+        for kernel in (1, 3, 1):
+            inputs = [x, self.stored(c, c, kernel, kernel), bias]
+            x = self.op("Conv", inputs, kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
+            x = self.op("Tanh", [self.op("Mul", [x, scale])])
+        self.live.append((x, c, s))
+
     # end --------------------------------------------------------------------------------------------------------------
     def finish(self, head: str) -> onnx.ModelProto:
         """Close the graph with a classifier on all live maps, or hand out the last map itself."""
@@ -191,7 +201,7 @@ STEPS: dict[str, Callable[[Builder], None]] = {
         Builder.plain, Builder.activation, Builder.prelu, Builder.batch_norm, Builder.depthwise, Builder.grouped,
         Builder.residual, Builder.concat, Builder.split, Builder.cut, Builder.gather, Builder.gate, Builder.shuffle,
         Builder.pad, Builder.pixel_shuffle, Builder.transposed, Builder.group_norm, Builder.channels_last, Builder.pool,
-        Builder.shared,
+        Builder.shared, Builder.merged,
     )
 }
 # fmt: on

@@ -928,7 +928,7 @@ VALID: dict[str, tuple[Callable[[], ModelProto], bool]] = {
     "ai.onnx": (lambda: changed(lambda m: setattr(m.graph.node[0], "domain", "ai.onnx")), True),
     "two outputs alike": (lambda: changed(lambda m: m.graph.output.append(m.graph.output[0])), True),
     "input is output": (lambda: changed(lambda m: m.graph.output.append(info("x", None))), True),
-    "weight is output": (lambda: changed(lambda m: m.graph.output.append(info("b1", None))), False),
+    "weight is output": (lambda: changed(lambda m: m.graph.output.append(info("b1", None))), True),
     "remarks in Latin-1": (lambda: changed(lambda m: setattr(m, "doc_string", "REMARK")), True),
 }
 

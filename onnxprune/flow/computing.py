@@ -35,6 +35,7 @@ class _Binding:
         self.call, self.rule, self.signature = call, rule, signature
         self.bound: dict[str, Axis] = {}
         self.zeros: dict[tuple[str, int], bool] = {}
+        self.stored = {k for k, name in enumerate(call.node.inputs) if state.is_weight(name)}
         self.sizes: dict[str, int] = {}
         self.rows: bool | None = None
         self.used = {t for p in signature.results for t in _letters(p.tokens)}
@@ -111,7 +112,7 @@ class _Binding:
             carriers = [k for (name, k) in self.zeros if name == letter]
             if not self._stays(letter) and not any(self.zeros[letter, k] for k in carriers):
                 self._hold(axis, "sums over channels that are not zero once removed")
-            if any(self.zeros[letter, k] for k in carriers if k in self.rule.divides):
+            if any(self.zeros[letter, k] or k in self.stored for k in carriers if k in self.rule.divides):
                 self._hold(axis, "divides by channels that are zero once removed")
         if self.rows is not None:
             other = {

@@ -76,7 +76,7 @@ class Flow:
 
     # labels of a tensor -----------------------------------------------------------------------------------------------
     def label_weight(self, name: str, *, labelled: bool) -> None:
-        """Fresh labels for every axis of a stored tensor."""
+        """Fresh labels for every axis of a stored tensor. The oracle leaves vectors alone that have several readers."""
         shape = self.graph.weights.shape(name)
         factors = []
         for axis, size in enumerate(shape):
@@ -85,7 +85,7 @@ class Flow:
                 self.sites[Site(name, axis)] = int(labels[0])
                 self._starts.append(int(labels[0]))
                 self._sites.append(Site(name, axis))
-                factors.append(Factor((axis,), labels, zero=True))
+                factors.append(Factor((axis,), labels, zero=name not in self.graph.uses))
         self.tensors[name] = Labelled(shape, tuple(factors), weight=True)
 
     def held_axes(self, shape: Shape, reason: Reason, axes: Sequence[int] | None = None) -> tuple[Factor, ...]:
