@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 
 from onnxprune import data as datasets
 from onnxprune.cost import Cost, cost
-from onnxprune.errors import DataError, OutputError
-from onnxprune.evaluate import Latency, accuracy, agreement, interleaved, predict, relative_error
-from onnxprune.files import Source
+from onnxprune.errors import DataError
+from onnxprune.evaluate import Latency, interleaved, measure
+from onnxprune.files import Source, write_json
 from onnxprune.graph import Graph, load
 from onnxprune.report import columns, megabytes
 from onnxprune.runtime import random_feeds
@@ -46,10 +45,7 @@ class Comparison:
         Raises:
             OutputError: the file can't be written.
         """
-        try:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"report {str(path)!r} can't be written: {error.strerror}") from error
+        write_json(self.to_dict(), path, "report")
 
     def __str__(self) -> str:
         (a, b), (s, t) = self.costs, self.latencies
@@ -94,15 +90,7 @@ def compare(
             {n: v[:1] for n, v in dataset.inputs.items()} if _takes_one(graphs[0]) else next(dataset.batches(graphs[0].inputs))[0]
         )
     latencies = interleaved(models, feeds, runs=runs)
-    metrics: dict[str, Any] = {}
-    if dataset is not None:
-        old, new = (predict(m, dataset, graphs[0].inputs) for m in models)
-        if dataset.labels is not None:
-            metrics["accuracy"] = [accuracy(old, dataset.labels), accuracy(new, dataset.labels)]
-        alike = agreement(old, new)
-        if alike is not None:
-            metrics["agreement"] = alike
-        metrics["relative_error"] = relative_error(old, new)
+    metrics = {} if dataset is None else measure(models, dataset, graphs[0].inputs)
     return Comparison((cost(graphs[0], shapes[0]), cost(graphs[1], shapes[1])), latencies, metrics)
 
 

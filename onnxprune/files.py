@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,18 @@ def _externalised(model: ModelProto, target: Path, location: str) -> ModelProto:
                 for key, value in (("location", location), ("offset", offset), ("length", length)):
                     tensor.external_data.add(key=key, value=str(value))
     return copy
+
+
+def write_json(data: Mapping[str, Any], path: str | Path, what: str) -> None:
+    """Write JSON data.
+
+    Raises:
+        OutputError: the file can't be written; ``what`` is what it would have held.
+    """
+    try:
+        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{what} {str(path)!r} can't be written: {error.strerror}; choose another path") from error
 
 
 def one_line(error: Exception) -> str:

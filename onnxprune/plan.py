@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import ChannelGroup, Coupling, stored_site
-from onnxprune.errors import OptionError, OutputError, PlanError
+from onnxprune.errors import OptionError, PlanError
+from onnxprune.files import write_json
 from onnxprune.flow import Site
 from onnxprune.labels import BoolArray
 
@@ -67,10 +68,7 @@ class Plan:
         Raises:
             OutputError: the file can't be written.
         """
-        try:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"plan {str(path)!r} can't be written: {error.strerror}") from error
+        write_json(self.to_dict(), path, "plan")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

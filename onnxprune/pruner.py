@@ -16,7 +16,7 @@ from onnxprune import data as datasets
 from onnxprune.channels import Coupling, analyse
 from onnxprune.cost import Cost, cost
 from onnxprune.errors import UsageError, VerificationError
-from onnxprune.evaluate import Verification, accuracy, agreement, predict, verify
+from onnxprune.evaluate import Verification, measure, verify
 from onnxprune.files import Source, save
 from onnxprune.graph import Graph, load
 from onnxprune.importance import CRITERIA
@@ -195,15 +195,10 @@ def _read_plan(plan: Plan | str | Path | None) -> Plan | None:
 
 
 def _metrics(graph: Graph, pruned: ModelProto, dataset: datasets.Dataset) -> dict[str, dict[str, Any]]:
-    old, new = predict(graph.assemble(), dataset, graph.inputs), predict(pruned, dataset, graph.inputs)
-    metrics: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
-    if dataset.labels is not None:
-        metrics["before"]["accuracy"] = accuracy(old, dataset.labels)
-        metrics["after"]["accuracy"] = accuracy(new, dataset.labels)
-    alike = agreement(old, new)
-    if alike is not None:
-        metrics["after"]["agreement"] = alike
-    return metrics
+    found = measure((graph.assemble(), pruned), dataset, graph.inputs)
+    before, after = found.pop("accuracy", (None, None))
+    pairs = {"before": {"accuracy": before}, "after": {"accuracy": after, **found}}
+    return {side: {name: value for name, value in values.items() if value is not None} for side, values in pairs.items()}
 
 
 class _Clock:

@@ -76,7 +76,7 @@ def test_data_adds_accuracy_and_agreement(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
     assert set(metrics["before"]) == {"accuracy"}
-    assert set(metrics["after"]) == {"accuracy", "agreement"}
+    assert set(metrics["after"]) == {"accuracy", "agreement", "relative_error"}
 
 
 def test_inspect_shows_groups_and_what_is_frozen(model: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 
 import graphs
@@ -27,6 +30,14 @@ def test_everything_public_is_documented() -> None:
     for name in onnxprune.__all__:
         if not name.startswith("__"):
             assert getattr(onnxprune, name).__doc__, name
+
+
+def test_docstring_examples() -> None:
+    """The examples in the package's docstrings print what they say."""
+    modules = [m.name for m in pkgutil.walk_packages(onnxprune.__path__, "onnxprune.") if not m.name.endswith("__main__")]
+    results = [doctest.testmod(importlib.import_module(name)) for name in modules]
+    assert sum(r.attempted for r in results) >= 4
+    assert sum(r.failed for r in results) == 0
 
 
 def test_prune_as_in_the_contract(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Measures of models: does the cut equal the mask, how fast, how accurate, how much alike."""
 
-from onnxprune.evaluate.accuracy import accuracy, agreement, predict, relative_error
+from onnxprune.evaluate.accuracy import accuracy, agreement, measure, predict, relative_error
 from onnxprune.evaluate.latency import Latency, interleaved
 from onnxprune.evaluate.verify import Verification, verify
 
-__all__ = ["Latency", "Verification", "accuracy", "agreement", "interleaved", "predict", "relative_error", "verify"]
+__all__ = ["Latency", "Verification", "accuracy", "agreement", "interleaved", "measure", "predict", "relative_error", "verify"]

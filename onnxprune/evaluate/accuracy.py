@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,22 @@ from onnxprune.errors import DataError
 from onnxprune.runtime import Session
 from onnxprune.structure import Port
 from onnxprune.weights import Array
+
+
+def measure(models: tuple[ModelProto, ModelProto], data: Dataset, ports: Sequence[Port]) -> dict[str, Any]:
+    """How two models do on the same data.
+
+    Returns:
+        ``accuracy`` of both where there are labels, ``agreement`` where they are classifiers, ``relative_error``.
+    """
+    one, other = (predict(model, data, ports) for model in models)
+    found: dict[str, Any] = {}
+    if data.labels is not None:
+        found["accuracy"] = [accuracy(one, data.labels), accuracy(other, data.labels)]
+    alike = agreement(one, other)
+    if alike is not None:
+        found["agreement"] = alike
+    return found | {"relative_error": relative_error(one, other)}
 
 
 def predict(model: ModelProto, data: Dataset, ports: Sequence[Port]) -> list[Array]:

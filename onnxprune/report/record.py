@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from onnxprune.channels import ChannelGroup, Frozen
 from onnxprune.cost import Cost
-from onnxprune.errors import OutputError
 from onnxprune.evaluate import Verification
+from onnxprune.files import write_json
 from onnxprune.report.text import columns, megabytes, shorten
 
 SCHEMA = "onnxprune.report/1"
@@ -71,10 +70,7 @@ class Report:
         Raises:
             OutputError: the file can't be written.
         """
-        try:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"report {str(path)!r} can't be written: {error.strerror}") from error
+        write_json(self.to_dict(), path, "report")
 
     @property
     def proof(self) -> str:

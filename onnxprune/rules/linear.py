@@ -3,8 +3,7 @@
 import math
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import Kept, Resize, add
-from onnxprune.shapes import Shape
+from onnxprune.rules.registry import add, fewer_groups
 
 
 def _conv(call: Call) -> Signature | None:
@@ -20,13 +19,6 @@ def _conv_transpose(call: Call) -> Signature | None:
     if group == 1:
         return parse("n i *, i o *, o -> n o *")
     return parse("n (g i) *, (g i) o *, (g o) -> n (g o) *", g=group)
-
-
-def _regroup(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shape | None, ...], kept: Kept) -> Resize:
-    """``group`` becomes the number of groups of which anything is left."""
-    group = int(call.attribute("group", 1))
-    left = int(kept("input", 0, 1).reshape(group, -1).any(axis=1).sum())
-    return Resize({}, {"group": left} if left != group else {})
 
 
 def _gemm(call: Call) -> Signature:
@@ -91,14 +83,16 @@ def _einsum_macs(call: Call) -> int:
     return math.prod(sizes.values()) if len(call.inputs) > 1 else 0
 
 
-add("Conv", signature="n (g i) *, (g o) i *, (g o) -> n (g o) *", build=_conv, times=(1,), plus=(2,), resize=_regroup)
+add(
+    "Conv", signature="n (g i) *, (g o) i *, (g o) -> n (g o) *", build=_conv, times=(1,), plus=(2,), resize=fewer_groups("group")
+)
 add(
     "ConvTranspose",
     signature="n (g i) *, (g i) o *, (g o) -> n (g o) *",
     build=_conv_transpose,
     times=(1,),
     plus=(2,),
-    resize=_regroup,
+    resize=fewer_groups("group"),
 )
 add("Gemm", signature="m k, k n, n -> m n", build=_gemm, times=(0, 1), plus=(2,), note="any trans, alpha, beta")
 add("MatMul", signature="... m k, ... k n -> ... m n", build=_matmul, times=(0, 1))

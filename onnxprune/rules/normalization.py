@@ -1,8 +1,7 @@
 """Normalization, and other operators that work over one axis as a whole."""
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import Kept, Kind, Resize, add
-from onnxprune.shapes import Shape
+from onnxprune.rules.registry import Kind, add, fewer_groups
 
 
 def _batch_norm(call: Call) -> Signature | None:
@@ -29,12 +28,6 @@ def _group_norm(call: Call) -> Signature:
     group = int(call.attribute("num_groups", 1))
     affine = "(g c)" if call.version >= 21 else "g"
     return parse(f"n (g !c) *, {affine}, {affine} -> n (g c) *", g=group)
-
-
-def _fewer_groups(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shape | None, ...], kept: Kept) -> Resize:
-    group = int(call.attribute("num_groups", 1))
-    left = int(kept("input", 0, 1).reshape(group, -1).any(axis=1).sum())
-    return Resize({}, {"num_groups": left} if left != group else {})
 
 
 def _softmax(call: Call) -> Signature:
@@ -75,7 +68,7 @@ add(
     build=_group_norm,
     times=(1,),
     plus=(2,),
-    resize=_fewer_groups,
+    resize=fewer_groups("num_groups"),
     note="whole groups leave",
 )
 add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=_layer_norm, zero=False)

@@ -67,6 +67,17 @@ class Rule:
         return self.build(call) if self.build is not None else parse(self.signature)
 
 
+def fewer_groups(attribute: str) -> Resizer:
+    """An attribute that counts groups of channels becomes the number of groups of which anything is left."""
+
+    def resize(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shape | None, ...], kept: Kept) -> Resize:
+        groups = int(call.attribute(attribute, 1))
+        left = int(kept("input", 0, 1).reshape(groups, -1).any(axis=1).sum())
+        return Resize({}, {attribute: left} if left != groups else {})
+
+    return resize
+
+
 ALL = None
 
 _RULES: dict[tuple[str, str], Rule] = {}
