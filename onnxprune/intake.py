@@ -43,8 +43,10 @@ def check_attributes(graph: GraphProto) -> None:
         for a in node.attribute:
             sizes = a.ints if a.type == AttributeProto.INTS else (a.i,) if a.type == AttributeProto.INT else ()
             wrong = [v for v in sizes if not 0 < v < 1 << 31]
+            where = f"node {(node.name or node.op_type)!r}"
+            if node.op_type == "Split" and a.name == "num_outputs" and a.i != len(node.output):  # by which onnx aborts
+                raise ModelError(f"{where}: its num_outputs is {a.i}, but it has {len(node.output)} outputs; export it again")
             if wrong and a.name in _SIZES:
-                where = f"node {(node.name or node.op_type)!r}"
                 raise ModelError(f"{where}: its {a.name} is {wrong[0]}, which can't be; the file is damaged, export it again")
 
 

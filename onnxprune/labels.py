@@ -197,6 +197,8 @@ def arrival(labels: IntArray, *, strict: bool) -> tuple[tuple[int, ...], IntArra
             about a channel; but where channels of several tensors are stacked, each has a row of its own.
     """
     axes: list[int] = []
+    if not labels.size:
+        return (), labels
     for axis in range(labels.ndim):
         top = labels.max(axis=axis, keepdims=True)
         same = labels == top if strict else (labels == top) | (labels == NOWHERE)

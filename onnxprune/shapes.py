@@ -164,7 +164,7 @@ def _run(graph: Graph, session: Session, batch: int, size: int) -> _Seen | None:
 
 def follow(graph: Graph, node: Node, shapes: Shapes, execute: Executor) -> bool:
     """Compute the node's outputs as values if they follow from known values and shapes; say whether they did."""
-    if node.op in ("Shape", "Size") and node.standard:
+    if node.op in ("Shape", "Size") and node.standard and node.inputs:
         shape = shapes.get(node.inputs[0])
         if shape is None:
             return False

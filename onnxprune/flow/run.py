@@ -63,7 +63,7 @@ def _label_sources(state: Flow, frozen: Mapping[str, Reason]) -> None:
 def _visit(state: Flow, call: Call, rule: Rule | None) -> Step:
     """Label a node's outputs."""
     node = call.node
-    if node.op in ("Shape", "Size") and node.standard:
+    if node.op in ("Shape", "Size") and node.standard and node.inputs:
         state.settle(call, 0)
         _unlabelled(state, call)
         return Step(call, rule)

@@ -57,8 +57,10 @@ def _einsum(call: Call) -> Signature | None:
 
 
 def macs(call: Call) -> int:
-    """Multiply-accumulate operations of one run of the node; 0 for anything that is not a sum of products."""
+    """Multiply-accumulate operations of one run of the node; 0 for anything that is not a sum of products, or unknown."""
     op, out = call.node.op, math.prod(call.outputs[0] or (0,)) if call.outputs else 0
+    if any(shape is None for shape, name in zip(call.inputs, call.node.inputs, strict=True) if name):
+        return 0
     if op in ("Conv", "ConvInteger", "QLinearConv"):
         return out * math.prod(call.shape(3 if op == "QLinearConv" else 1)[1:])
     if op == "ConvTranspose":
