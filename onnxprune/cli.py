@@ -16,7 +16,7 @@ from onnxprune import __version__
 from onnxprune.compare import compare as compare_models
 from onnxprune.demo import run as run_demo
 from onnxprune.errors import OnnxpruneError
-from onnxprune.files import check_output
+from onnxprune.files import check_output, one_line
 from onnxprune.operators import table
 from onnxprune.pruner import inspect as inspect_model
 from onnxprune.pruner import prune as prune_model
@@ -52,6 +52,10 @@ def _working() -> Iterator[Callable[[str], None]]:
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         print("onnxprune: interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except Exception as error:  # a user gets one line whatever happens
+        said = f"{type(error).__name__}: {one_line(error)}"
+        print(f"onnxprune: error: {said}; this is a defect of onnxprune, please report it with the model", file=sys.stderr)
         raise typer.Exit(1) from error
 
 
@@ -106,6 +110,9 @@ def prune(
     """Cut channels out of a model, prove that the result equals the masked original, and write it."""
     if output is None and not dry_run:
         raise typer.BadParameter("give the pruned model's path, or --dry-run", param_hint="-o")
+    written = [path.resolve() for path in (output, save_plan, report) if path is not None]
+    if len(set(written)) < len(written):
+        raise typer.BadParameter("the model, the plan and the report need a path each", param_hint="-o / --save-plan / --report")
     if plan is not None and save_plan is not None:
         raise typer.BadParameter("a plan is either replayed or saved", param_hint="--plan / --save-plan")
     with _working() as progress:

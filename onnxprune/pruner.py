@@ -23,6 +23,7 @@ from onnxprune.importance import CRITERIA
 from onnxprune.labels import BoolArray, Reason
 from onnxprune.plan import Plan, allocate, make_plan, removed_by
 from onnxprune.report import GroupRow, Report
+from onnxprune.runtime import Session
 from onnxprune.shapes import infer
 from onnxprune.surgery import RepairError, apply, mask
 from onnxprune.weights import Array
@@ -175,6 +176,7 @@ def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) 
 
 def _verify(coupling: Coupling, plan: Plan, pruned: ModelProto, seed: int) -> Verification:
     if not plan.sites:
+        Session(pruned, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
         return Verification(True, 0.0, 0.0, 0)
     verification = verify(coupling.graph, coupling.shapes, mask(coupling.graph, plan), pruned, seed=seed)
     if not verification.passed:

@@ -136,6 +136,25 @@ def test_failures(model: Path, tmp_path: Path, arguments: list[str], status: int
         assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_outputs_need_a_path_each(model: Path, tmp_path: Path) -> None:
+    result = cli("prune", model, "-o", tmp_path / "o.onnx", "--report", tmp_path / "o.onnx")
+    assert result.exit_code == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_a_defect_gives_one_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("somewhere\ndeep")
+
+    monkeypatch.setattr("onnxprune.pruner.apply", broken)
+    result = cli("prune", model, "-o", tmp_path / "o.onnx")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "onnxprune: error: ZeroDivisionError: somewhere deep; this is a defect of onnxprune, please report it with the model"
+    ]
+    assert not (tmp_path / "o.onnx").exists()
+
+
 def test_module_and_version() -> None:
     done = subprocess.run([sys.executable, "-m", "onnxprune", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("onnxprune ")

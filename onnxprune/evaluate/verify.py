@@ -74,6 +74,11 @@ def verify(graph: Graph, shapes: Shapes, masked: ModelProto, pruned: ModelProto,
         except ModelError as error:
             raise VerificationError(f"the pruned model does not run, nothing was written: {error}") from error
         absolute, relative = _largest(reference, expected, results)
+        if relative > tolerance and not all(np.isfinite(e).all() for e in expected if _is_float(e)):
+            raise VerificationError(
+                "the masked original's outputs are not finite (NaN or Inf), so that nothing can be proved; nothing was written. "
+                "Freeze the part that divides by zero or overflows"
+            )
         if relative > tolerance and _largest(reference, expected, reference.run(feeds))[1] > tolerance:
             raise VerificationError(
                 "the model gives other outputs each time for the same input (random operators), so that nothing can be "
@@ -82,6 +87,10 @@ def verify(graph: Graph, shapes: Shapes, masked: ModelProto, pruned: ModelProto,
         worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
         runs += 1
     return Verification(worst_rel <= tolerance, worst_abs, worst_rel, runs)
+
+
+def _is_float(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype.kind == "f"
 
 
 def _is_coarse(graph: Graph) -> bool:
