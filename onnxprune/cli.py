@@ -20,6 +20,7 @@ from onnxprune.files import check_output, one_line
 from onnxprune.operators import table
 from onnxprune.pruner import inspect as inspect_model
 from onnxprune.pruner import prune as prune_model
+from onnxprune.runtime import quiet
 
 app = typer.Typer(
     help="Cut channels out of an ONNX model, and prove that the result equals the masked original.",
@@ -180,4 +181,5 @@ def _root(
 
 def main(*args: Any) -> None:
     """Entry point."""
+    quiet()
     app(*args)

@@ -18,8 +18,6 @@ from onnxprune.errors import ModelError
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-ort.set_default_logger_severity(4)
-
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     *(e for e in vars(ort_errors).values() if isinstance(e, type) and issubclass(e, Exception)),
     RuntimeError,
@@ -35,6 +33,11 @@ PROBE_SIZES = (64, 224, 32, 128, 16, 299)
 """Sizes tried for dynamic dimensions, in this order, until the model runs."""
 
 Feeds = Mapping[str, Array]
+
+
+def quiet() -> None:
+    """Keep onnxruntime's remarks about models off standard error, for the whole process."""
+    ort.set_default_logger_severity(4)
 
 
 def _limit_memory() -> bool:
