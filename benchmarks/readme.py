@@ -2,8 +2,8 @@
 
     python benchmarks/readme.py
 
-Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, speed.json
-and accuracy.json beside this script, which their own scripts make.
+Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, latency.json
+and speed.json beside this script, which their own scripts make.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ SHOWN = [
 
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
-    coverage = json.loads((HERE / "coverage.json").read_text())
-    return {"operators": table(), "coverage": _coverage(coverage), "speed": _speed(json.loads((HERE / "speed.json").read_text()))}
+    results = {name: json.loads((HERE / f"{name}.json").read_text()) for name in ("coverage", "latency", "speed")}
+    return {
+        "operators": table(),
+        "coverage": _coverage(results["coverage"]),
+        "latency": _latency(results["latency"]),
+        "speed": _speed(results["speed"]),
+    }
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
@@ -60,6 +65,17 @@ def _coverage(sections: dict[str, Any]) -> str:
         row = found[name]
         short = name.removesuffix(".tf2onnx.onnx")
         rows.append(f"| {short} (tf2onnx) | {row['parameters']:,} | {row['parameters_left']:.3f} | | {row['macs_left']:.3f} |")
+    return "\n".join(rows)
+
+
+def _latency(result: dict[str, Any]) -> str:
+    rows = ["| network | original | pruned | latency left | MACs left | rounded to 16: latency left | MACs left |"]
+    rows.append("|---|--:|--:|--:|--:|--:|--:|")
+    for name, both in result["models"].items():
+        plain, rounded = both["1"], both["16"]
+        times = f"{plain['original_ms']:.1f} ms | {plain['pruned_ms']:.1f} ms"
+        left = " | ".join(f"{r[k]:.2f}" for r in (plain, rounded) for k in ("latency_left", "macs_left"))
+        rows.append(f"| {name.split('.')[0]} | {times} | {left} |")
     return "\n".join(rows)
 
 

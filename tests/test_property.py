@@ -47,6 +47,16 @@ def test_every_step_can_be_cut(step: str) -> None:
     assert judge.parameters(result.model) < 0.62 * judge.parameters(model)
 
 
+def test_groups_on_the_graph_input() -> None:
+    """Whole groups can't leave, for the input stays as it is; the same channel of every group can."""
+    builder = graphs.Builder(0)
+    builder.live.append((builder.conv("image", 3, 24, 3, group=3), 24, 8))
+    model = builder.finish("pool")
+    result = onnxprune.prune(model, ratio=0.5)
+    judge.assert_equal(model, result.model, result.plan.to_dict())
+    assert judge.stored(result.model)["w0"].dims[0] == 12
+
+
 @pytest.mark.parametrize("path", EXPORTED, ids=lambda p: p.name)
 def test_exported_models(path: Path) -> None:
     model = onnx.load(path)

@@ -90,13 +90,7 @@ class _Binding:
         groups = self.signature.sizes[outer.lstrip("!")]
         each = size // groups
         if self.rows is None:
-            fits = [r for r, t in ((True, outer), (False, inner)) if not t.startswith("!")]
-            if each == 1 and True in fits:
-                fits = [True]
-            elif len(fits) == 2 and groups < each:
-                fits.reverse()
-            labels = np.concatenate([np.ravel(f.labels) for f in axis]) if axis else np.zeros(0, np.int64)
-            self.rows = bool(self.state.choose(self.call, [int(f) for f in fits], labels))
+            self.rows = self._choose_rows(outer, inner, groups, each)
         letter = outer if self.rows else inner
         folded: list[Factor] = []
         for factor in self.space.single(axis, Reason(self.call.node.label, "groups are cut along one axis")):
@@ -105,6 +99,23 @@ class _Binding:
             self.space.tie(table[:, :1], table)
             folded.append(Factor(factor.axes, np.ascontiguousarray(table[:, 0]), factor.zero))
         return letter, tuple(folded)
+
+    def _choose_rows(self, outer: str, inner: str, groups: int, each: int) -> bool:
+        """Whole groups or columns: what leaves more to choose from, unless that is blocked."""
+        axes = [
+            (self.call.shape(k)[a], self.state.operand(self.call, k).axis(a))
+            for k, pattern in enumerate(self.signature.operands)
+            if self.call.node.input(k)
+            for a, token in enumerate(pattern.expand(self.call.rank(k)) or ())
+            if isinstance(token, tuple)
+        ]
+        fits = [rows for rows, token in ((1, outer), (0, inner)) if not token.startswith("!")]
+        if max(size for size, _ in axes) == groups and 1 in fits:
+            fits = [1]
+        elif len(fits) == 2 and groups < each:
+            fits.reverse()
+        labels = [f.labels.ravel() for _, axis in axes for f in axis]
+        return bool(self.state.choose(self.call, fits, np.concatenate([*labels, np.zeros(0, np.int64)])))
 
     def check(self) -> None:
         """Hold what is summed over without being zero, and divisors that would become zero."""
