@@ -167,10 +167,10 @@ class _Surgeon:
             if old is None or now is None or labelled or old.shape != now.shape:
                 continue
             if call.static[k] is not None and not np.array_equal(old, now):
-                self._set_operand(call, k, old, everywhere=True)
+                self._set_operand(call, k, old)
 
     # sizes ------------------------------------------------------------------------------------------------------------
-    def _set_operand(self, call: Call, k: int, wanted: Array, *, everywhere: bool = False) -> None:
+    def _set_operand(self, call: Call, k: int, wanted: Array) -> None:
         """Make operand ``k`` have the wanted value: in the constant it comes from, or by overriding static elements."""
         node, name = call.node, call.node.input(k)
         if not name:
@@ -185,7 +185,7 @@ class _Surgeon:
         if now is None or static is None or now.shape != wanted.shape:
             raise RepairError(node, f"the sizes it takes from {name!r} are not known")
         wrong = now != wanted
-        if not everywhere and (wrong & ~static).any():
+        if (wrong & ~static).any():
             raise RepairError(node, f"{name!r} mixes removed channels with a dimension known only at run time")
         wanted = wanted.astype(now.dtype)
         condition, values = self.editor.constant(f"{name}_is_fixed", wrong), self.editor.constant(f"{name}_fixed", wanted)
