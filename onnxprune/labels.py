@@ -9,7 +9,6 @@ components of the ties are the coupled channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -234,6 +233,4 @@ def merge(parts: list[tuple[int, Factor]], space: LabelSpace) -> list[Factor]:
 
 def compare_orders(a: Axis, b: Axis) -> bool:
     """Whether two axes carry exactly the same labels in the same order."""
-    return len(a) == len(b) and all(
-        x is not None and y is not None and np.array_equal(x.labels, y.labels) for x, y in zip_longest(a, b)
-    )
+    return len(a) == len(b) and all(np.array_equal(x.labels, y.labels) for x, y in zip(a, b, strict=True))

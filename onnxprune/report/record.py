@@ -26,9 +26,6 @@ class GroupRow:
     kept: int
 
 
-FrozenRow = Frozen
-
-
 @dataclass(frozen=True)
 class Report:
     """Everything that a run found out. ``str()`` is a readable table, :meth:`to_dict` the contract's JSON."""
@@ -36,7 +33,7 @@ class Report:
     before: Cost
     after: Cost
     groups: tuple[GroupRow, ...]
-    frozen: tuple[FrozenRow, ...]
+    frozen: tuple[Frozen, ...]
     verification: Verification | None
     elapsed: Mapping[str, float]
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"before": {}, "after": {}})
