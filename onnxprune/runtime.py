@@ -103,9 +103,12 @@ def _reason(error: Exception) -> str:
 
 
 def concrete(port: Port, *, batch: int, size: int) -> tuple[int, ...]:
-    """A concrete shape for a graph input: ``batch`` for a dynamic first axis, ``size`` for other dynamic axes."""
+    """A concrete shape for a graph input: ``batch`` for a dynamic first axis, ``size`` for other dynamic axes.
+
+    Inputs of fewer than four axes are sequences rather than images; a quarter of the size does for them.
+    """
     dims = port.shape if port.shape is not None else ()
-    spatial = size if len(dims) >= 4 else min(size, 16)
+    spatial = size if len(dims) >= 4 else size // 4
     return tuple(d if isinstance(d, int) else (batch if i == 0 else spatial) for i, d in enumerate(dims))
 
 

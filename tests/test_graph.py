@@ -139,6 +139,30 @@ def test_declared_shapes_follow() -> None:
         assert [d.dim_param for d in dims] == [d.dim_param for d in before[name]]
 
 
+def test_a_table_read_as_far_as_the_input_goes_keeps_its_rows() -> None:
+    """Positions beyond the probe's sequence are needed by longer ones."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (8, 12), "table": (1, 64, 12), "v": (12, 5)}
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()]
+    weights += [numpy_helper.from_array(np.array([k], np.int64), n) for n, k in (("zero", 0), ("one", 1), ("two", 2))]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "one", "two"], ["length"]),
+        helper.make_node("Slice", ["table", "zero", "length", "one"], ["part"]),
+        helper.make_node("Add", ["h", "part"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "v"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", "t", k]) for n, k in (("x", 8), ("y", 5))]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    result = onnxprune.prune(model, ratio=0.5)
+    assert {(s.tensor, s.axis) for s in result.plan.sites} == {("w", 1), ("table", 2), ("v", 0)}
+    inputs = {"x": rng.standard_normal((2, 60, 8)).astype(np.float32)}
+    masked = judge.masked(model, result.plan.to_dict())
+    assert judge.distance(judge.run(masked, inputs), judge.run(result.model, inputs)) <= judge.RTOL
+
+
 def test_unused_nodes_and_weights_go() -> None:
     model = graphs.build(["plain", "plain"], "pool", 0)
     model.graph.initializer.append(numpy_helper.from_array(np.ones(999, np.float32), "unused"))
