@@ -17,6 +17,7 @@ from onnxprune.compare import compare as compare_models
 from onnxprune.demo import run as run_demo
 from onnxprune.errors import OnnxpruneError
 from onnxprune.files import check_output, one_line
+from onnxprune.importance import CRITERIA
 from onnxprune.operators import table
 from onnxprune.pruner import inspect as inspect_model
 from onnxprune.pruner import prune as prune_model
@@ -94,7 +95,9 @@ def prune(
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="The pruned model.", show_default=False)
     ] = None,
     ratio: Annotated[float, typer.Option(help="Fraction of the channels to remove, 0 <= ratio < 1.")] = 0.5,
-    criterion: Annotated[str, typer.Option(metavar="NAME", help="What makes a channel important: l1, l2, random.")] = "l1",
+    criterion: Annotated[
+        str, typer.Option(metavar="NAME", help=f"What makes a channel important: {', '.join(CRITERIA)}.")
+    ] = "l1",
     scope: Annotated[
         str, typer.Option(metavar="SCOPE", help="uniform: from every group; global: all ranked together.")
     ] = "uniform",

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,12 @@ class Graph:
     uses: Mapping[str, Use]
     source: Source = field(repr=False)
 
-    @property
+    @cached_property
     def producers(self) -> dict[str, Node]:
         """Which node writes a tensor."""
         return {out: node for node in self.nodes for out in node.outputs if out}
 
-    @property
+    @cached_property
     def consumers(self) -> dict[str, list[Node]]:
         """Which nodes read a tensor, subgraphs' captured names included."""
         found: dict[str, list[Node]] = {}
@@ -90,7 +91,7 @@ class Graph:
         """Whether a stored tensor's name is only another one for a tensor of the file."""
         return name in self.uses and self.uses[name].tensor != name
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hex digest of the file, or of the serialised proto where the model was given as one."""
         if isinstance(self.source, ModelProto):

@@ -39,6 +39,10 @@ class Factor:
     labels: IntArray
     zero: bool
 
+    def aligned(self, shape: tuple[int, ...]) -> IntArray:
+        """The labels with one dimension per axis of a tensor of that shape, of size one where they do not vary."""
+        return self.labels.reshape([size if axis in self.axes else 1 for axis, size in enumerate(shape)])
+
 
 Axis = tuple[Factor, ...]
 """All factors over one single axis; empty where nothing on it may be cut."""

@@ -109,10 +109,9 @@ def make_plan(coupling: Coupling, removed: BoolArray) -> Plan:
     for stored, names in readers.items():
         keeps = [coupling.keeps(name, removed) for name in names]
         of, kept = len(keeps[0]), [tuple(np.flatnonzero(k).tolist()) for k in keeps]
-        if keeps[0].all() and len(set(kept)) == 1:
-            continue
         if len(set(kept)) == 1:
-            sites.append(PlanSite(stored.tensor, stored.axis, of, kept[0]))
+            if len(kept[0]) < of:
+                sites.append(PlanSite(stored.tensor, stored.axis, of, kept[0]))
             continue
         for name, keep in zip(names, kept, strict=True):
             use = coupling.graph.uses.get(name.tensor)

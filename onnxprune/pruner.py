@@ -97,7 +97,7 @@ def prune(
     coupling, removed, pruned = _cut(graph, freeze, choose, clock)
     with clock("plan"):
         made = make_plan(coupling, removed)
-    if not made.sites:
+    if not (made.sites or made.copies):
         pruned = graph.assemble()
     with clock("verify"):
         verification = _verify(coupling, made, pruned, seed)
@@ -175,7 +175,7 @@ def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) 
 
 
 def _verify(coupling: Coupling, plan: Plan, pruned: ModelProto, seed: int) -> Verification:
-    if not plan.sites:
+    if not (plan.sites or plan.copies):
         Session(pruned, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
         return Verification(True, 0.0, 0.0, 0)
     verification = verify(coupling.graph, coupling.shapes, mask(coupling.graph, plan), pruned, seed=seed)

@@ -118,12 +118,10 @@ def infer(graph: Graph) -> Shapes:
     Raises:
         ModelError: a tensor is declared absurdly large, or onnxruntime can't load the model.
     """
-    first = _probe(graph, 1, PROBE_SIZES[0])
-    if not _dynamic(graph):
-        return first.shapes if first.complete else _measured(graph, first, None)
-    second = _probe(graph, 2, PROBE_SIZES[0] + 32)
-    if first.complete and second.complete:
-        return _probe(graph, 1, PROBE_SIZES[0], fixed=second.shapes).shapes
+    second = _probe(graph, 2, PROBE_SIZES[0] + 32) if _dynamic(graph) else None
+    first = _probe(graph, 1, PROBE_SIZES[0], fixed=second.shapes if second is not None and second.complete else None)
+    if first.complete and (second is None or second.complete):
+        return first.shapes
     return _measured(graph, first, second)
 
 

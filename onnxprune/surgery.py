@@ -210,8 +210,8 @@ class _Surgeon:
         if self._arrives(call, rule, resize):
             return True
         for name in filter(None, call.node.outputs):
-            data = range(len(call.node.inputs)) if rule.data is None else rule.data
-            sources = {call.node.inputs[k]: self.coupling.flow.tensors[call.node.inputs[k]] for k in data}
+            names = [call.node.inputs[k] for k in rule.carries(call.node)]
+            sources = {source: self.coupling.flow.tensors[source] for source in names}
             reroute = one_gather(self.coupling.flow.tensors[name], sources, self._is_held)
             if reroute is None:
                 raise RepairError(call.node, f"{call.node.op} can't be corrected for the channels that are left")
@@ -223,7 +223,7 @@ class _Surgeon:
 
     def _arrives(self, call: Call, rule: Rule, resize: Resize) -> bool:
         node = call.node
-        data = list(range(len(node.inputs)) if rule.data is None else rule.data)
+        data = rule.carries(node)
         values = [self.new.value(n) if n else None for n in node.inputs]
         for k, wanted in resize.operands.items():
             values += [None] * (k + 1 - len(values))
@@ -248,7 +248,7 @@ class _Surgeon:
         """A factor's labels over what is left of its tensor."""
         masks = self.masks[name]
         assert masks is not None
-        full = factor.labels.reshape([shape[a] if a in factor.axes else 1 for a in range(len(shape))])
+        full = factor.aligned(shape)
         for axis in factor.axes:
             full = np.compress(masks[axis], full, axis)
         return np.broadcast_to(full, self.new.shapes[name])

@@ -17,6 +17,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from onnxprune.compare import compare
 from onnxprune.errors import OutputError
 from onnxprune.files import check_output
@@ -46,6 +48,8 @@ def run(folder: Path, *, progress: Callable[[str], None] | None = None) -> str:
     tell = progress or (lambda stage: None)
     shipped = files(__package__)
     with as_file(shipped / ORIGINAL) as original, as_file(shipped / DATA) as data, _all_or_nothing(folder) as staging:
+        with np.load(data) as archive:
+            samples = len(archive["labels"])
         result = prune(original, ratio=RATIO, data=data, progress=progress)
         tell("measure")
         comparison = compare(original, result.model, data=data)
@@ -57,7 +61,7 @@ def run(folder: Path, *, progress: Callable[[str], None] | None = None) -> str:
         result.report.save(staging / REPORT)
     parts = (
         f"Removed {RATIO:.0%} of the channels of a small network that reads handwritten digits, one that was trained to bear it\n"
-        "without retraining, and measured both models on 450 samples that neither has seen.",
+        f"without retraining, and measured both models on {samples} samples that neither has seen.",
         str(comparison),
         result.report.proof,
         f"written to {folder}: {', '.join(NAMES)}",

@@ -49,7 +49,7 @@ class Mover:
     def __init__(self, state: Flow, call: Call, rule: Rule) -> None:
         self.state, self.space = state, state.space
         self.call, self.rule = call, rule
-        self.data = tuple(range(len(call.node.inputs)) if rule.data is None else rule.data)
+        self.data = rule.carries(call.node)
         self.fill = _fill_value(call)
 
     def move(self) -> dict[str, Labelled] | None:
@@ -82,8 +82,7 @@ class Mover:
         for k, tensor in tensors.items():
             for factor in tensor.factors:
                 strict = not self.rule.fills and not self.space.is_held(factor.labels)
-                spread = factor.labels.reshape([tensor.shape[a] if a in factor.axes else 1 for a in range(len(tensor.shape))])
-                operands[k], kept = np.broadcast_to(spread + 1, tensor.shape), operands[k]
+                operands[k], kept = np.broadcast_to(factor.aligned(tensor.shape) + 1, tensor.shape), operands[k]
                 try:
                     results = self.state.execute(node, operands)
                 except Exception:  # the evaluator's errors have no common base; whatever it can't do is a barrier
@@ -170,8 +169,7 @@ class Mover:
                 between.append(name)
                 writer = self.state.producers[name]
                 rule = find(writer.op, writer.domain)
-                every = range(len(writer.inputs))
-                stack.extend(_named(writer, every if rule is None or rule.data is None else rule.data))
+                stack.extend(_named(writer, rule.carries(writer) if rule is not None else range(len(writer.inputs))))
             else:
                 sources.append(name)
         return tuple(between), tuple(sources)

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.rules.notation import Call, Signature, parse
 from onnxprune.shapes import Shape
-from onnxprune.structure import STANDARD
+from onnxprune.structure import STANDARD, Node
 from onnxprune.weights import Array
 
 
@@ -61,6 +61,10 @@ class Rule:
     fills: bool = False
     resize: Resizer | None = None
     note: str = ""
+
+    def carries(self, node: Node) -> tuple[int, ...]:
+        """Which inputs of a movement operator carry the elements that it moves."""
+        return tuple(range(len(node.inputs))) if self.data is None else self.data
 
     def fit(self, call: Call) -> Signature | None:
         """The notation for this call; None where the call is outside what the rule covers."""
