@@ -8,7 +8,7 @@ components of the ties are the coupled channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,10 @@ class Labelled:
     def axis(self, index: int) -> Axis:
         """The factors over that axis alone."""
         return tuple(f for f in self.factors if f.axes == (index,))
+
+    def filled(self) -> Labelled:
+        """The same where removed channels are not zero."""
+        return replace(self, factors=tuple(replace(f, zero=False) for f in self.factors))
 
     @property
     def split(self) -> tuple[Factor, ...]:

@@ -54,7 +54,7 @@ class Executor:
         """
         if node.index not in self._cache or attributes or len(inputs) != len(node.inputs):
             proto = NodeProto()
-            proto.CopyFrom(self._graph.proto.graph.node[node.index])
+            proto.CopyFrom(self._graph.protos[node.index])
             del proto.input[:]
             proto.input.extend(f"in{k}" if array is not None else "" for k, array in enumerate(inputs))
             kept = [a for a in proto.attribute if a.name not in (attributes or {})]
@@ -132,14 +132,15 @@ class _Probe:
 
 
 def _probe(graph: Graph, batch: int, size: int, *, fixed: Shapes | None = None, seen: _Seen | None = None) -> _Probe:
-    shapes = _walk(graph, {p.name: concrete(p, batch=batch, size=size) for p in graph.inputs}, seen or {}, fixed)
-    known = all(n in shapes.shapes for node in graph.nodes for n in node.outputs if n)
+    shapes = _walk(graph, concrete(graph.inputs, batch=batch, size=size), seen or {}, fixed)
+    names = [n for node in graph.nodes for n in node.outputs if n]
+    known = all(n in shapes.shapes and (0 not in shapes.shapes[n] or shapes.shapes[n] == (0,)) for n in names)
     return _Probe(shapes, known and all(p.shape is not None for p in graph.inputs))
 
 
 def _measured(graph: Graph, first: _Probe, second: _Probe | None) -> Shapes:
     """What static inference does not tell, onnxruntime does, in a run at one or two probe sizes."""
-    names = [n for node in graph.nodes for n in node.outputs]
+    names = [n for node in graph.proto.graph.node for n in node.output]
     session = Session(tapped(graph.assemble(), names), optimise=False)
     for size in PROBE_SIZES if second is not None else PROBE_SIZES[:1]:
         seen = _run(graph, session, 1, size)
@@ -152,7 +153,7 @@ def _measured(graph: Graph, first: _Probe, second: _Probe | None) -> Shapes:
 
 
 def _run(graph: Graph, session: Session, batch: int, size: int) -> _Seen | None:
-    shapes = {p.name: concrete(p, batch=batch, size=size) for p in graph.inputs}
+    shapes = concrete(graph.inputs, batch=batch, size=size)
     try:
         results = session.run(random_feeds(graph.inputs, shapes, np.random.default_rng(0)))
     except ModelError:
@@ -174,7 +175,9 @@ def follow(graph: Graph, node: Node, shapes: Shapes, execute: Executor) -> bool:
             shapes.set_value(node.outputs[0], dims[_span(node, len(shape))], fixed[_span(node, len(shape))])
         return True
     names = [n for n in node.inputs if n]
-    if not node.standard or node.captured or node.op in _RANDOM or not names or any(n not in shapes.values for n in names):
+    if not node.standard or node.border or node.captured or node.op in _RANDOM:
+        return False
+    if not names or any(n not in shapes.values for n in names):
         return False
     if any(isinstance(v, onnx.GraphProto) for v in node.attributes.values()):
         return False
@@ -225,6 +228,18 @@ def _dynamic(graph: Graph) -> bool:
 
 
 def _walk(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shapes | None) -> Shapes:
+    """Shapes of all tensors in order. A state whose shape changes from one repetition to the next has none."""
+    varying: set[str] = set()
+    while True:
+        shapes = _walk_once(graph, inputs, seen, fixed, varying)
+        states = [n.inputs for n in graph.nodes if n.border and n.op != "If" and len(n.inputs) == 2]
+        changed = {s for s, later in states if s in shapes.shapes and shapes.get(s) != shapes.get(later)}
+        if not changed:
+            return shapes
+        varying |= changed
+
+
+def _walk_once(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shapes | None, varying: set[str]) -> Shapes:
     shapes = Shapes(inputs=inputs, fixed=None if fixed is None else fixed.shapes, dynamic=_dynamic(graph))
     execute = Executor(graph)
     for port in graph.inputs:
@@ -240,9 +255,35 @@ def _walk(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shapes | N
     for node in graph.nodes:
         if node.op == "Constant" and node.outputs[0] in graph.weights:
             continue
-        if not follow(graph, node, shapes, execute):
+        if node.border:
+            _cross(node, shapes, seen, varying)
+        elif not follow(graph, node, shapes, execute):
             _infer_node(graph, node, shapes, opset, seen)
     return shapes
+
+
+def _cross(node: Node, shapes: Shapes, seen: _Seen, varying: set[str]) -> None:
+    """The shape on the other side of a subgraph's border."""
+    sources = [n for n in node.inputs[:2] if n]
+    (output,) = node.outputs
+    for name in sources[:1]:
+        shapes.elem_types[output] = shapes.elem_types.get(name, 0)
+    known = [shapes.get(name) for name in sources]
+    condition = shapes.value(node.inputs[2]) if len(node.inputs) > 2 else None
+    if condition is not None and condition.size == 1:  # only one branch counts
+        known = known[:1] if condition.any() else known[1:]
+    shape = known[0] if known and known.count(known[0]) == len(known) else None
+    if shape is not None and "removes" in node.attributes:
+        shape = tuple(np.delete(shape, node.attributes["removes"]).tolist())
+    if shape is not None and "adds" in node.attributes:
+        source, axis = node.attributes["length"] or ("", 0)
+        length = (shapes.get(source) or (None,) * (axis + 1))[axis]
+        at = range(len(shape) + 1)[node.attributes["adds"]]
+        shape = None if length is None else (*shape[:at], length, *shape[at:])
+    if shape is None and output in seen:
+        shape = seen[output][0]
+    if shape is not None and output not in varying:
+        shapes.shapes[output] = shape
 
 
 def _infer_node(
@@ -255,7 +296,7 @@ def _infer_node(
     inferred: Mapping[str, TypeProto] = {}
     version = graph.opset.get("" if node.standard else node.domain)
     if version is not None and onnx.defs.has(node.op, version, node.domain):
-        proto = graph.proto.graph.node[node.index]
+        proto = graph.protos[node.index]
         named = [(written, n) for written, n in zip(proto.input, node.inputs, strict=True) if n]
         types = {written: _type(shapes, n) for written, n in named}
         data = {written: numpy_helper.from_array(shapes.values[n]) for written, n in named if n in shapes.values}

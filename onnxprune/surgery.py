@@ -124,12 +124,12 @@ class _Surgeon:
             if reroute is not None and self._ragged(reroute.between):
                 self._reroute(node, name, reroute)
                 outputs = [n for n in outputs if n != name]
-        if not outputs or all(self._ragged([n]) for n in outputs):
+        if node.outputs and all(self._ragged([n]) for n in outputs):
             return
         if self._ragged((*outputs, *node.inputs)):
             raise RepairError(node, "what is left of an axis that was split is not rectangular")
-        if not any(self.coupling.flow.tensors[n].factors for n in outputs if n in self.coupling.flow.tensors):
-            follow(self.graph, node, self.new, self.execute)
+        labelled = any(self.coupling.flow.tensors[n].factors for n in outputs if n in self.coupling.flow.tensors)
+        followed = not labelled and follow(self.graph, node, self.new, self.execute)
         inputs = tuple(self.new.get(n) if n else None for n in node.inputs)
         results = tuple(self.new.get(n) if n else None for n in node.outputs)
         touched = inputs != call.inputs or results != call.outputs
@@ -141,7 +141,7 @@ class _Surgeon:
                 self._resize(call, resize)
         elif rule is not None and moved and touched:
             self._check(call, rule, Resize({}, {}))
-        if rule is not None and not moved:
+        if not moved and not followed:
             self._restore(call, sized)
 
     def _kept(self, call: Call, side: str, k: int, axis: int) -> BoolArray:
@@ -182,6 +182,8 @@ class _Surgeon:
         if name in self.graph.weights:
             self.sizes.setdefault(name, []).append((node, k, wanted.astype(self.graph.weights.read(name).dtype)))
             return
+        if node.border:
+            raise RepairError(node, f"{name!r} follows removed channels into a subgraph")
         if now is None or static is None or now.shape != wanted.shape:
             raise RepairError(node, f"the sizes it takes from {name!r} are not known")
         wrong = now != wanted

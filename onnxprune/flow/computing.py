@@ -52,7 +52,8 @@ class _Binding:
         return True
 
     def bind(self, k: int, tensor: Labelled, tokens: tuple[Token, ...]) -> None:
-        """Bind the axes of operand ``k``."""
+        """Bind the axes of operand ``k``. A letter's second axis (of a recurrent weight) is a consumer's."""
+        here: set[str] = set()
         for a, token in enumerate(tokens):
             axis = tensor.axis(a)
             if isinstance(token, tuple):
@@ -65,9 +66,10 @@ class _Binding:
                 letter, mixed = token, token.startswith("!")
             letter = letter.lstrip("!")
             if tensor.weight and self.linear and axis:
-                role = "producer" if self._stays(letter) else "consumer"
+                role = "producer" if self._stays(letter) and letter not in here else "consumer"
                 for factor in tensor.axis(a):
                     self.state.mark(factor, role, self.call.node.label)
+            here.add(letter)
             if tensor.shape[a] == 1:
                 continue
             self._tie(letter, axis, k)

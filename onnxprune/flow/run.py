@@ -28,6 +28,19 @@ def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mappi
         choices: which way to cut at a node (by index), where there are several; the first where nothing is said.
         frozen: reasons to keep whole, by the name of a node or tensor.
     """
+    filled: frozenset[str] = frozenset()
+    while True:
+        state = _flow_once(graph, shapes, choices, frozen, filled)
+        again = _filled_states(state) - filled
+        if not again:
+            return state
+        filled |= again
+
+
+def _flow_once(
+    graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason], filled: frozenset[str]
+) -> Flow:
+    """One walk. ``filled``: states of loops in which removed channels are not zero, whatever they begin with."""
     state = Flow(graph, shapes, choices)
     _label_sources(state, frozen)
     for node in graph.nodes:
@@ -35,10 +48,25 @@ def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mappi
             continue
         call = describe(graph, node, shapes)
         state.steps.append(_visit(state, call, find(node.op, node.domain) if not _has_body(node) else None))
+        for name in filled.intersection(node.outputs):
+            state.tensors[name] = state.tensors[name].filled()
         _freeze(state, node, frozen)
     for port in graph.outputs:
         state.hold(port.name, Reason(state.writer(port.name), f"graph output {port.name!r} keeps its shape"))
     return state
+
+
+def _filled_states(state: Flow) -> frozenset[str]:
+    """States of loops that begin with zeros in removed channels but do not keep them."""
+    found: set[str] = set()
+    for node in state.graph.nodes:
+        if node.border and node.op != "If" and len(node.inputs) == 2:
+            first, later = (state.tensors.get(name) for name in node.inputs)
+            if first is not None and later is not None:
+                kept = {axis for f in later.factors if f.zero for axis in f.axes}
+                if any(f.zero and not kept.issuperset(f.axes) for f in first.factors):
+                    found.add(node.inputs[0])
+    return frozenset(found)
 
 
 def matching(graph: Graph, pattern: str) -> list[str]:

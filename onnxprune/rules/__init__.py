@@ -22,7 +22,7 @@ To add an operator, add a row to the file of its family:
 True
 """
 
-from onnxprune.rules import elementwise, linear, movement, normalization, pooling, reduction
+from onnxprune.rules import control, elementwise, linear, movement, normalization, pooling, recurrent, reduction
 from onnxprune.rules.notation import Call, Pattern, Signature, describe, parse
 from onnxprune.rules.registry import Kind, Resize, Rule, find, table
 
@@ -33,6 +33,7 @@ __all__ = [
     "Resize",
     "Rule",
     "Signature",
+    "control",
     "describe",
     "elementwise",
     "find",
@@ -41,6 +42,7 @@ __all__ = [
     "normalization",
     "parse",
     "pooling",
+    "recurrent",
     "reduction",
     "table",
 ]
