@@ -77,6 +77,7 @@ class LabelSpace:
         self.reasons: list[Reason] = []
         self._count = 0
         self._held = np.zeros(1024, np.int32)  # 1 + index of the reason; 0: free
+        self._row = np.arange(1024)  # the first label of the row that it was tied to
         self._ties: list[tuple[IntArray, IntArray]] = []
 
     def fresh(self, count: int, reason: Reason | None = None) -> IntArray:
@@ -85,6 +86,7 @@ class LabelSpace:
         self._count += count
         if self._count > len(self._held):
             self._held = np.concatenate([self._held, np.zeros(max(self._count, len(self._held)), np.int32)])
+            self._row = np.concatenate([self._row, np.arange(len(self._row), len(self._held))])
         if reason is not None:
             self.hold(labels, reason)
         return labels
@@ -111,6 +113,15 @@ class LabelSpace:
             held = self._held[one]
             loose = (held > 0) & (self._held[other] == 0)
             self._held[other[loose]] = held[loose]
+
+    def tie_rows(self, rows: IntArray) -> None:
+        """Tie all labels of each row of a table (rows, columns)."""
+        self.tie(rows[:, :1], rows)
+        self._row[rows] = self._row[rows[:, :1]]
+
+    def same_rows(self, rows: IntArray) -> bool:
+        """Whether the rows of a table have been tied before."""
+        return bool((self._row[rows] == self._row[rows[:, :1]]).all())
 
     def tie_axes(self, a: Axis, b: Axis, reason: Reason) -> Axis:
         """Tie two descriptions of the same axis and return the common one.

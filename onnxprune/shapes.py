@@ -101,6 +101,10 @@ class Shapes:
             return np.full(len(shape), not self.dynamic)
         return np.array([a == b for a, b in zip(shape, other, strict=True)], np.bool_)
 
+    def keeps_extent(self, name: str, shape: Shape) -> bool:
+        """Whether a tensor of that shape is known to have it for all inputs of the model."""
+        return not self.dynamic or (self.fixed is not None and self.fixed.get(name) == shape)
+
     def set_value(self, name: str, value: Array, static: BoolArray | bool) -> None:
         """Record a value together with its shape and type."""
         self.values[name] = value
@@ -210,8 +214,10 @@ def _static_of(node: Node, shapes: Shapes, execute: Executor, results: Sequence[
     if node.op in _MOVING:
         moves = node.inputs if node.op == "Concat" else node.inputs[:1]
         feeds = [None if not n else shapes.static[n].astype(np.int64) if n in moves else shapes.value(n) for n in node.inputs]
+        chosen = all(shapes.static[n].all() for n in node.inputs if n and n not in moves)
         try:
-            return [np.asarray(v).astype(np.bool_) for v in execute(node, feeds)]
+            moved = [np.asarray(v).astype(np.bool_) for v in execute(node, feeds)]
+            return moved if chosen else [m & shapes.keeps_extent(n, m.shape) for n, m in zip(node.outputs, moved, strict=True)]
         except Exception:  # see follow()
             pass
     elif all(m.ndim == 0 or m.shape == np.shape(r) for m in masks for r in results):

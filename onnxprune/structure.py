@@ -55,10 +55,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A graph input or output: name, element type (0 if it is no tensor) and declared shape (None: unknown rank).
-
-    A size of 0 or less is as good as none: exporters write it for any, and onnxruntime takes any.
-    """
+    """A graph input or output: name, element type (0 if it is no tensor) and declared shape (None: unknown rank)."""
 
     name: str
     elem_type: int
@@ -81,7 +78,7 @@ def describe_port(value: ValueInfoProto) -> Port:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return Port(value.name, tensor.elem_type, None)
-    dims = tuple(d.dim_value if d.dim_value > 0 else (d.dim_param or None) for d in tensor.shape.dim)
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in tensor.shape.dim)
     return Port(value.name, tensor.elem_type, dims)
 
 

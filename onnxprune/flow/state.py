@@ -138,21 +138,23 @@ class Flow:
 
     def _settle_factor(self, call: Call, tensor: Labelled, factor: Factor, tokens: Sequence[Token] | None) -> Labelled:
         others = [f for f in tensor.factors if f is not factor]
-        held = {a for f in others if self.space.is_held(f.labels) for a in f.axes}
+        held = {a for f in others if self.space.is_held(f.labels) and len(np.unique(f.labels)) == f.labels.size for a in f.axes}
         shared = {a for f in others for a in f.axes}
         fits = [a for a in factor.axes if a not in held and (tokens is None or is_letter(tokens[a]))]
-        fits = [a for a in fits if a not in shared] or fits
+        fits.sort(key=shared.__contains__)
         if not fits:
             self.space.hold(factor.labels, Reason(call.node.label, f"{call.node.op} needs this axis whole"))
             return Labelled(tensor.shape, tuple(others), tensor.weight)
-        axis = self.choose(call, fits, factor.labels)
-        position = factor.axes.index(axis)
-        rows = np.moveaxis(factor.labels, position, 0).reshape(tensor.shape[axis], -1)
-        self.space.tie(rows[:, :1], rows)
+        tables = {a: np.moveaxis(factor.labels, i, 0).reshape(tensor.shape[a], -1) for i, a in enumerate(factor.axes)}
+        agreed = [a for a in fits if self.space.same_rows(tables[a])]
+        axis = agreed[0] if agreed else self.choose(call, fits, factor.labels)
+        rows = tables[axis]
+        self.space.tie_rows(rows)
         settled = Factor((axis,), np.ascontiguousarray(rows[:, 0]), factor.zero)
         bare = [a for a in factor.axes if a != axis and a not in shared]
         reason = Reason(call.node.label, "another way of cutting the same channels was chosen")
-        return Labelled(tensor.shape, (*others, settled, *self.held_axes(tensor.shape, reason, bare)), tensor.weight)
+        factors = tuple(settled if f is factor else f for f in tensor.factors)
+        return Labelled(tensor.shape, (*factors, *self.held_axes(tensor.shape, reason, bare)), tensor.weight)
 
     def choose(self, call: Call, fits: list[int], labels: IntArray) -> int:
         """One of several ways to cut: the first, unless the caller chose another."""
