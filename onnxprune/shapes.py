@@ -259,7 +259,7 @@ def _walk_once(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shape
             shapes.set_value(name, graph.weights.read(name), True)
     opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
     for node in graph.nodes:
-        if node.op == "Constant" and node.outputs[0] in graph.weights:
+        if not node.outputs or (node.op == "Constant" and node.outputs[0] in graph.weights):
             continue
         if node.border:
             _cross(node, shapes, seen, varying)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -187,11 +189,69 @@ class _Surgeon:
         if now is None or static is None or now.shape != wanted.shape:
             raise RepairError(node, f"the sizes it takes from {name!r} are not known")
         wrong = now != wanted
-        if (wrong & ~static).any():
-            raise RepairError(node, f"{name!r} mixes removed channels with a dimension known only at run time")
+        stuck = wrong & ~static
+        if node.op == "Reshape" and stuck.sum() == 1 and not (wanted == -1).any() and wanted.all():
+            wanted = np.where(stuck, -1, wanted)  # whatever is left, which Reshape finds out by itself
+        elif stuck.any():
+            corrected = self._recompute(node, name, wanted)
+            if corrected is None:
+                raise RepairError(node, f"{name!r} mixes removed channels with a dimension known only at run time")
+            self.editor.set_input(node, k, corrected)
+            return
         wanted = wanted.astype(now.dtype)
         condition, values = self.editor.constant(f"{name}_is_fixed", wrong), self.editor.constant(f"{name}_fixed", wanted)
         self.editor.set_input(node, k, self.editor.insert("Where", [condition, values, name], f"{name}_repaired", before=node))
+
+    def _recompute(self, node: Node, name: str, wanted: Array) -> str | None:
+        """Compute a number once more, with another constant in it: ``batch * 8`` heads become ``batch * 4``.
+
+        Returns the name of the corrected number; None if no constant alone does it.
+        """
+        chain: list[Node] = []
+        leaves: list[str] = []
+        stack = [name]
+        while stack:
+            current = stack.pop()
+            writer = self.graph.producers.get(current)
+            if current in self.graph.weights:
+                leaves.append(current)
+            elif writer is not None and writer.op != "Shape" and writer not in chain:
+                if len(writer.outputs) > 1 or self.new.value(current) is None:
+                    return None
+                chain.append(writer)
+                stack.extend(n for n in writer.inputs if n)
+        order = {n.index: at for at, n in enumerate(self.graph.nodes)}
+        chain.sort(key=lambda n: order[n.index])
+        now = self.new.values[name]
+        factors = {Fraction(int(w), int(v)) for w, v in zip(wanted.flat, now.flat, strict=True) if w != v and v}
+        for leaf in leaves:
+            old = self.new.values[leaf]
+            for place, value in enumerate(old.flat):
+                for factor in factors if old.dtype.kind in "iu" and abs(int(value)) > 1 else ():
+                    if (int(value) * factor).denominator != 1:
+                        continue
+                    changed = old.copy()
+                    changed.flat[place] = int(int(value) * factor)
+                    if np.array_equal(np.asarray(self._values(chain, {leaf: changed})[name]), wanted):
+                        return self._copy_chain(chain, {leaf: self.editor.constant(f"{leaf}_resized", changed)}, name, node)
+        return None
+
+    def _values(self, chain: Sequence[Node], values: dict[str, Any]) -> dict[str, Any]:
+        """What a chain of arithmetic nodes computes when some of its sources have other values."""
+        for node in chain:
+            operands = [values[n] if n in values else self.new.value(n) if n else None for n in node.inputs]
+            values |= dict(zip(filter(None, node.outputs), self.execute(node, operands), strict=True))
+        return values
+
+    def _copy_chain(self, chain: Sequence[Node], names: dict[str, str], result: str, before: Node) -> str:
+        """Insert the nodes of a chain that follow from renamed sources once more."""
+        for node in chain:
+            if any(n in names for n in node.inputs):
+                inputs = [names.get(n, n) for n in node.inputs]
+                names[node.outputs[0]] = self.editor.insert(
+                    node.op, inputs, f"{node.outputs[0]}_resized", before=before, **node.attributes
+                )
+        return names[result]
 
     def _write_sizes(self) -> None:
         """Change a constant in place if all its readers agree; otherwise give those that differ one of their own."""

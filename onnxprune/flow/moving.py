@@ -66,10 +66,25 @@ class Mover:
         for k, name in enumerate(node.inputs):
             if name and k not in self.data:
                 self.state.hold(name, Reason(node.label, f"an option of {node.op}"))
+        if self.rule.data is None:
+            tensors = self._alike(tensors)
         moved = self._carry(operands, tensors)
         if moved is None or not any(self.state.loose_split(t) for t in tensors.values()) or self._rerouted(moved):
             return moved
         return self._carry(operands, {k: self.state.settle(call, k) for k in tensors})
+
+    def _alike(self, tensors: Mapping[int, Labelled]) -> dict[int, Labelled]:
+        """Where tensors are joined, an axis that one of them is cut along cuts the others too."""
+        joined = self.call.axis()
+        loose = [f for t in tensors.values() for f in t.factors if not self.space.is_held(f.labels)]
+        plain = {a for f in loose if len(f.axes) == 1 for a in f.axes} - {joined}
+        alike = dict(tensors)
+        for k, tensor in tensors.items():
+            for factor in self.state.loose_split(tensor):
+                shared = [a for a in factor.axes if a in plain]
+                if shared:
+                    alike[k] = self.state.cut_along(self.call, alike[k], factor, shared[0])
+        return alike
 
     def _carry(self, operands: list[Array | None], tensors: Mapping[int, Labelled]) -> dict[str, Labelled] | None:
         """Each factor's labels, spread over its tensor, run through the node (plus one, so that 0 means nowhere)."""
@@ -117,7 +132,8 @@ class Mover:
                 labels[gaps] = self.space.fresh(int(gaps.sum()), None if free.issuperset(factor.axes) else reason)
             whole.append(Factor(factor.axes, labels, factor.zero))
         covered = {a for f in whole for a in f.axes}
-        zero = self.rule.op == "ConstantOfShape" and self.fill == 0
+        values = [self.call.value(k) for k in self.data]
+        zero = self.fill == 0 and all(v is not None and not v.any() for v in values)
         for axis, size in enumerate(shape):
             if size > 1 and axis not in covered:
                 labels = self.space.fresh(size, None if axis in free else reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 
 from onnx import GraphProto, TensorProto
@@ -19,6 +20,9 @@ from onnxprune.weights import FLOATS
 
 LABELLED = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32}
 """Element types of stored tensors that can hold weights, scales and zero points."""
+
+_QUANTISED = re.compile("Linear|Integer|^Q")
+"""Operators that read biases as 32-bit integers, which are sizes anywhere else."""
 
 
 def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason]) -> Flow:
@@ -83,7 +87,9 @@ def _label_sources(state: Flow, frozen: Mapping[str, Reason]) -> None:
             reason = Reason("", f"graph input {port.name!r} keeps its shape")
             state.tensors[port.name] = Labelled(shape, state.held_axes(shape, reason))
     for name in state.graph.weights:
-        state.label_weight(name, labelled=state.graph.weights.elem_type(name) in LABELLED)
+        elem_type = state.graph.weights.elem_type(name)
+        sizes = elem_type == TensorProto.INT32 and not any(_QUANTISED.search(n.op) for n in state.graph.consumers.get(name, ()))
+        state.label_weight(name, labelled=elem_type in LABELLED and not sizes)
         if name in frozen:
             state.hold(name, frozen[name])
 
@@ -115,12 +121,12 @@ def _visit(state: Flow, call: Call, rule: Rule | None) -> Step:
 
 
 def _concerns(state: Flow, call: Call, rule: Rule | None) -> bool:
-    """Whether labels reach the node, or it makes a tensor of channels from nothing."""
+    """Whether labels reach the node, or it makes a tensor of channels from nothing or from a number."""
     names = (*call.node.inputs, *call.node.captured)
     if any(state.tensors[n].factors for n in names if n in state.tensors):
         return True
     made = state.shapes.elem_types.get(call.node.outputs[0]) in FLOATS if call.node.outputs else False
-    return rule is not None and rule.fills and not rule.data and made
+    return rule is not None and rule.fills and made
 
 
 def _unlabelled(state: Flow, call: Call) -> None:

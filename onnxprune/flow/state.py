@@ -145,12 +145,15 @@ class Flow:
         if not fits:
             self.space.hold(factor.labels, Reason(call.node.label, f"{call.node.op} needs this axis whole"))
             return Labelled(tensor.shape, tuple(others), tensor.weight)
-        tables = {a: np.moveaxis(factor.labels, i, 0).reshape(tensor.shape[a], -1) for i, a in enumerate(factor.axes)}
-        agreed = [a for a in fits if self.space.same_rows(tables[a])]
-        axis = agreed[0] if agreed else self.choose(call, fits, factor.labels)
-        rows = tables[axis]
+        agreed = [a for a in fits if self.space.same_rows(_rows(factor, a))]
+        return self.cut_along(call, tensor, factor, agreed[0] if agreed else self.choose(call, fits, factor.labels))
+
+    def cut_along(self, call: Call, tensor: Labelled, factor: Factor, axis: int) -> Labelled:
+        """Cut a split axis along one of its axes, all of an index or nothing."""
+        rows = _rows(factor, axis)
         self.space.tie_rows(rows)
         settled = Factor((axis,), np.ascontiguousarray(rows[:, 0]), factor.zero)
+        shared = {a for f in tensor.factors if f is not factor for a in f.axes}
         bare = [a for a in factor.axes if a != axis and a not in shared]
         reason = Reason(call.node.label, "another way of cutting the same channels was chosen")
         factors = tuple(settled if f is factor else f for f in tensor.factors)
@@ -161,6 +164,12 @@ class Flow:
         if len(fits) > 1:
             self.options[call.node.index] = (len(fits), np.unique(labels))
         return fits[self.choices.get(call.node.index, 0) % len(fits)]
+
+
+def _rows(factor: Factor, axis: int) -> IntArray:
+    """A factor's labels as a table with a row per index of one of its axes."""
+    labels = np.moveaxis(factor.labels, factor.axes.index(axis), 0)
+    return labels.reshape(len(labels), -1)
 
 
 def is_letter(token: Token) -> bool:
