@@ -114,9 +114,7 @@ def concrete(ports: Iterable[Port], *, batch: int, size: int) -> dict[str, tuple
     for name, dims in shapes.items():
         state = len(dims) == 3 and isinstance(dims[0], int) and isinstance(dims[2], int)
         other = size if len(dims) >= 4 else batch if state else size // 4
-        found[name] = tuple(
-            d if isinstance(d, int) else batch if i == 0 or d in batches else other for i, d in enumerate(dims)
-        )
+        found[name] = tuple(d if isinstance(d, int) else batch if i == 0 or d in batches else other for i, d in enumerate(dims))
     return found
 
 

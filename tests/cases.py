@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import cases_elementwise
+import cases_indexing
 import cases_linear
 import cases_mixing
 import cases_movement
 from cases_net import Case, Net, check_model, run
 
-CASES: list[Case] = [*cases_elementwise.CASES, *cases_linear.CASES, *cases_movement.CASES, *cases_mixing.CASES]
+CASES: list[Case] = [
+    *cases_elementwise.CASES,
+    *cases_linear.CASES,
+    *cases_indexing.CASES,
+    *cases_movement.CASES,
+    *cases_mixing.CASES,
+]
 BY_NAME = {case.name: case for case in CASES}
 BY_OP = {op: [case for case in CASES if case.op == op] for op in sorted({case.op for case in CASES})}
 

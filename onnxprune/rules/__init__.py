@@ -22,7 +22,7 @@ To add an operator, add a row to the file of its family:
 True
 """
 
-from onnxprune.rules import control, elementwise, linear, movement, normalization, pooling, recurrent, reduction
+from onnxprune.rules import control, elementwise, indexing, linear, movement, normalization, pooling, recurrent, reduction
 from onnxprune.rules.notation import Call, Pattern, Signature, describe, parse
 from onnxprune.rules.registry import Kind, Resize, Rule, find, table
 
@@ -37,6 +37,7 @@ __all__ = [
     "describe",
     "elementwise",
     "find",
+    "indexing",
     "linear",
     "movement",
     "normalization",
