@@ -132,6 +132,8 @@ class _Surgeon:
             raise RepairError(node, "what is left of an axis that was split is not rectangular")
         labelled = any(self.coupling.flow.tensors[n].factors for n in outputs if n in self.coupling.flow.tensors)
         followed = not labelled and follow(self.graph, node, self.new, self.execute)
+        if rule is not None and moved:
+            self._empty_results(call, rule)
         inputs = tuple(self.new.get(n) if n else None for n in node.inputs)
         results = tuple(self.new.get(n) if n else None for n in node.outputs)
         touched = inputs != call.inputs or results != call.outputs
@@ -145,6 +147,15 @@ class _Surgeon:
             self._check(call, rule, Resize({}, {}))
         if not moved and not followed:
             self._restore(call, sized)
+
+    def _empty_results(self, call: Call, rule: Rule) -> None:
+        """Results without elements have no labels; their other axes follow the operands."""
+        empty = [n for n, shape in zip(call.node.outputs, call.outputs, strict=True) if n and shape is not None and 0 in shape]
+        if empty:
+            values = [self.new.value(n) if n else None for n in call.node.inputs]
+            operands = stand_ins(call.node.op, rule.carries(call.node), values, [self.new.get(n) for n in call.node.inputs])
+            results = dict(zip(filter(None, call.node.outputs), self.execute(call.node, operands), strict=True))
+            self.new.shapes |= {name: np.shape(results[name]) for name in empty}
 
     def _kept(self, call: Call, side: str, k: int, axis: int) -> BoolArray:
         name = call.node.inputs[k] if side == "input" else call.node.outputs[k]
@@ -318,6 +329,8 @@ class _Surgeon:
     def _expected(self, name: str, arrived: Array) -> bool:
         """Whether each label that arrived is coupled to one that the original node put there, or stays in any case."""
         tensor, masks = self.coupling.flow.tensors[name], self.masks[name]
+        if 0 in tensor.shape:
+            return True
         if masks is None or arrived.shape != self.new.shapes[name]:
             return False
         root = self.coupling.components.root

@@ -120,6 +120,8 @@ class Mover:
 
     def _complete(self, parts: list[tuple[int, Factor]], shape: Shape, weight: bool) -> Labelled:
         """Unite what arrived, and label the positions that come from nowhere: free if the operator made them."""
+        if 0 in shape:
+            return Labelled(shape, (), weight)
         factors = merge(parts, self.space)
         free = self._free_axes(shape)
         reason = Reason(self.call.node.label, f"{self.call.node.op} makes this axis of several tensors' only channels")
