@@ -97,12 +97,15 @@ class Coupling:
         return ~removed[self.components.root[self.labels(site)]]
 
 
-def analyse(graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Reason] | None = None) -> Coupling:
+def analyse(
+    graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Reason] | None = None, mixing: bool = False
+) -> Coupling:
     """Find the coupled channels of a graph.
 
     Args:
         freeze: shell-style patterns of node or tensor names to leave alone.
         hold: more names to leave alone, each with its own reason.
+        mixing: whether axes that a node normalises or averages over may be cut, which is not exact.
 
     Raises:
         UsageError: a pattern matches nothing.
@@ -115,20 +118,20 @@ def analyse(graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Re
             raise UsageError(f"--freeze {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
         names |= {name: Reason(name, f"frozen by --freeze {pattern}") for name in found}
     shapes = infer(graph)
-    return _choose_ways(graph, shapes, names)
+    return _choose_ways(graph, shapes, names, mixing)
 
 
-def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason]) -> Coupling:
+def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason], mixing: bool) -> Coupling:
     """Where a split axis can be cut in two ways and the first turns out blocked, take the other if that one is free."""
-    state = flow(graph, shapes, {}, names)
+    state = flow(graph, shapes, {}, names, mixing=mixing)
     components = state.space.components()
     blocked = [i for i, (_, labels) in state.options.items() if components.held[labels].all()]
     if blocked:
-        other = flow(graph, shapes, dict.fromkeys(blocked, 1), names)
+        other = flow(graph, shapes, dict.fromkeys(blocked, 1), names, mixing=mixing)
         others = other.space.components()
         freed = [i for i in blocked if i in other.options and not others.held[other.options[i][1]].all()]
         if freed:
-            state = flow(graph, shapes, dict.fromkeys(freed, 1), names)
+            state = flow(graph, shapes, dict.fromkeys(freed, 1), names, mixing=mixing)
             components = state.space.components()
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
 
@@ -174,10 +177,10 @@ def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
             positions = np.flatnonzero(groups == g)
             producer = "producer" in state.roles.get(site, ())
             found[g].append(Member(stored_site(state.graph, site), positions, index_of[here[positions]], producer))
-    return tuple(_group(state, r, tuple(m)) for r, m in zip(roots, found, strict=True))
+    return tuple(_group(state, components, r, tuple(m)) for r, m in zip(roots, found, strict=True))
 
 
-def _group(state: Flow, roots: IntArray, members: tuple[Member, ...]) -> ChannelGroup:
+def _group(state: Flow, components: Components, roots: IntArray, members: tuple[Member, ...]) -> ChannelGroup:
     weights = state.graph.weights
     counted = {m.site: m for m in members if m.producer or len(weights.shape(m.site.tensor)) == 1}.values()
     parameters = sum(
@@ -187,7 +190,7 @@ def _group(state: Flow, roots: IntArray, members: tuple[Member, ...]) -> Channel
     )
     first = next((m for m in members if m.producer), members[0])
     name = state.roles.get(first.site, {}).get("producer", first.site.tensor)
-    return ChannelGroup(name, roots, members, parameters)
+    return ChannelGroup(name, roots, members, parameters, exact=not components.mixed[roots].any())
 
 
 def _frozen(state: Flow, components: Components) -> tuple[Frozen, ...]:

@@ -16,7 +16,7 @@ from onnxprune import data as datasets
 from onnxprune.channels import Coupling, analyse
 from onnxprune.cost import Cost, cost
 from onnxprune.errors import UsageError, VerificationError
-from onnxprune.evaluate import Verification, measure, verify
+from onnxprune.evaluate import Verification, check_runs, measure, verify
 from onnxprune.files import Source, save
 from onnxprune.graph import Graph, load
 from onnxprune.importance import CRITERIA
@@ -66,6 +66,7 @@ def prune(
     min_channels: int = 1,
     round_to: int = 1,
     freeze: tuple[str, ...] = (),
+    mixing: bool = False,
     plan: Plan | str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -81,6 +82,8 @@ def prune(
         min_channels: what every group keeps at least.
         round_to: axes keep a multiple of this many channels, rounded up.
         freeze: shell-style patterns of node or tensor names to leave alone.
+        mixing: also cut axes that a node normalises or averages over (LayerNormalization, RMSNorm, Softmax, means). The
+            remaining values change by that, so that only the other cuts are proved; the report marks such groups.
         plan: replay this plan instead of choosing channels.
         progress: called at each stage.
 
@@ -94,13 +97,13 @@ def prune(
         graph = load(model)
         dataset = None if data is None else datasets.read(data, graph.inputs)
     choose = _Choice(ratio, criterion, scope, seed, min_channels, round_to, _read_plan(plan))
-    coupling, removed, pruned = _cut(graph, freeze, choose, clock)
+    coupling, removed, pruned = _cut(graph, freeze, mixing, choose, clock)
     with clock("plan"):
         made = make_plan(coupling, removed)
     if not (made.sites or made.copies):
         pruned = graph.assemble()
     with clock("verify"):
-        verification = _verify(coupling, made, pruned, seed)
+        verification = _verify(coupling, made, removed, pruned, seed)
     with clock("report"):
         before, after = cost(graph, coupling.shapes), _cost_of(pruned)
         kept = [int((~removed[g.roots]).sum()) for g in coupling.groups]
@@ -112,8 +115,8 @@ def prune(
     return Result(pruned, made, report, graph.source, graph.weights.has_external_data)
 
 
-def inspect(model: Source, *, freeze: tuple[str, ...] = (), progress: Progress | None = None) -> Report:
-    """What could be cut: the channel groups, and what is frozen by which node.
+def inspect(model: Source, *, freeze: tuple[str, ...] = (), mixing: bool = False, progress: Progress | None = None) -> Report:
+    """What could be cut: the channel groups, and what is frozen by which node. Options as in :func:`prune`.
 
     Raises:
         ModelError: the model can't be read or loaded by onnxruntime.
@@ -122,7 +125,7 @@ def inspect(model: Source, *, freeze: tuple[str, ...] = (), progress: Progress |
     with clock("load"):
         graph = load(model)
     with clock("analyse"):
-        coupling = analyse(graph, freeze=freeze)
+        coupling = analyse(graph, freeze=freeze, mixing=mixing)
     size = cost(graph, coupling.shapes)
     rows = tuple(GroupRow(g, g.size) for g in coupling.groups)
     return Report(size, size, rows, coupling.frozen, None, clock.elapsed)
@@ -156,12 +159,14 @@ class _Choice:
             )
 
 
-def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) -> tuple[Coupling, BoolArray, ModelProto]:
+def _cut(
+    graph: Graph, freeze: tuple[str, ...], mixing: bool, choose: _Choice, clock: _Clock
+) -> tuple[Coupling, BoolArray, ModelProto]:
     """Analyse, choose and cut. What turns out to be beyond repair is frozen, with the reason, and the rest tried again."""
     hold: dict[str, Reason] = {}
     while True:
         with clock("analyse"):
-            coupling = analyse(graph, freeze=freeze, hold=hold)
+            coupling = analyse(graph, freeze=freeze, hold=hold, mixing=mixing)
         removed = choose.removed(coupling, clock)
         try:
             with clock("surgery"):
@@ -174,10 +179,16 @@ def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) 
             hold |= {name: Reason(node.label, error.why) for name in names}
 
 
-def _verify(coupling: Coupling, plan: Plan, pruned: ModelProto, seed: int) -> Verification:
+def _verify(coupling: Coupling, plan: Plan, removed: BoolArray, pruned: ModelProto, seed: int) -> Verification:
+    """Prove the exact cuts. Where there are others too, they are left out for the proof, and the result is run."""
     if not (plan.sites or plan.copies):
         Session(pruned, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
         return Verification(True, 0.0, 0.0, 0)
+    mixed = removed & coupling.components.mixed
+    if mixed.any():
+        check_runs(coupling.graph, coupling.shapes, pruned, seed=seed)
+        exact = removed & ~mixed
+        plan, pruned = make_plan(coupling, exact), apply(coupling, exact)
     verification = verify(coupling.graph, coupling.shapes, mask(coupling.graph, plan), pruned, seed=seed)
     if not verification.passed:
         raise VerificationError(

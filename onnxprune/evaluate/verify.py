@@ -89,6 +89,32 @@ def verify(graph: Graph, shapes: Shapes, masked: ModelProto, pruned: ModelProto,
     return Verification(worst_rel <= tolerance, worst_abs, worst_rel, runs)
 
 
+def check_runs(graph: Graph, shapes: Shapes, pruned: ModelProto, *, seed: int = 0) -> None:
+    """Run a model whose cuts are not exact: it must load, and give outputs of the original's shapes, finite where those are.
+
+    Raises:
+        VerificationError: it does not.
+        ModelError: the original does not run on random inputs.
+    """
+    try:
+        candidate = Session(pruned)
+    except ModelError as error:
+        raise VerificationError(f"the pruned model is refused, nothing was written: {error}") from error
+    reference = Session(graph.assemble())
+    feeds = random_feeds(graph.inputs, shapes.inputs, np.random.default_rng(seed))
+    expected = reference.run(feeds)
+    try:
+        results = candidate.run(feeds)
+    except ModelError as error:
+        raise VerificationError(f"the pruned model does not run, nothing was written: {error}") from error
+    for name, want, got in zip(reference.outputs, expected, results, strict=True):
+        difference(name, want, got)
+        if _is_float(want) and np.isfinite(want).all() and not np.isfinite(got).all():
+            raise VerificationError(
+                f"output {name!r} of the pruned model is not finite, nothing was written; cut less, or freeze more"
+            )
+
+
 def _is_float(values: Any) -> bool:
     return isinstance(values, np.ndarray) and values.dtype.kind == "f"
 

@@ -37,6 +37,7 @@ class _Binding:
         self.zeros: dict[tuple[str, int], bool] = {}
         self.stored = {k for k, name in enumerate(call.node.inputs) if state.is_weight(name)}
         self.sizes: dict[str, int] = {}
+        self.mixed: set[str] = set()
         self.rows: bool | None = None
         self.used = {t for p in signature.results for t in _letters(p.tokens)}
         self.linear = bool({t for p in signature.operands for t in _letters(p.tokens)} - self.used)
@@ -73,7 +74,9 @@ class _Binding:
             if tensor.shape[a] == 1:
                 continue
             self._tie(letter, axis, k)
-            if mixed:
+            if mixed and self.rule.mixes and self.state.mixing:
+                self._mix(letter)
+            elif mixed:
                 self._hold(self.bound[letter], "works over this axis as a whole")
 
     def _tie(self, letter: str, axis: Axis, k: int) -> None:
@@ -81,6 +84,11 @@ class _Binding:
         self.zeros[letter, k] = bool(loose) and all(f.zero for f in loose)
         reason = Reason(self.call.node.label, f"{self.call.node.op} meets an axis that can't be cut")
         self.bound[letter] = self.space.tie_axes(self.bound[letter], axis, reason) if letter in self.bound else axis
+
+    def _mix(self, letter: str) -> None:
+        self.mixed.add(letter)
+        for factor in self.bound[letter]:
+            self.space.mix(factor.labels)
 
     def _hold(self, axis: Axis, text: str) -> None:
         for factor in axis:
@@ -123,7 +131,7 @@ class _Binding:
         """Hold what is summed over without being zero, and divisors that would become zero."""
         for letter, axis in self.bound.items():
             carriers = [k for (name, k) in self.zeros if name == letter]
-            if not self._stays(letter) and not any(self.zeros[letter, k] for k in carriers):
+            if letter not in self.mixed and not self._stays(letter) and not any(self.zeros[letter, k] for k in carriers):
                 self._hold(axis, "sums over channels that are not zero once removed")
             if any(self.zeros[letter, k] or k in self.stored for k in carriers if k in self.rule.divides):
                 self._hold(axis, "divides by channels that are zero once removed")

@@ -51,7 +51,8 @@ class Step:
 class Flow:
     """The labels of every tensor once they have flowed through the whole graph.
 
-    ``choices``: which way to cut at a node (by index), where there are several. The rest are results: ``tensors`` by
+    ``choices``: which way to cut at a node (by index), where there are several. ``mixing``: cut axes that a node normalises
+    or averages over, too. The rest are results: ``tensors`` by
     name, ``steps`` in the order of the nodes, ``sites`` with the first label of each weight axis, ``roles`` of sites in
     sums of products (``"producer"``, ``"consumer"``) with the node concerned, ``reroutes`` by tensor, ``options``: by
     node, how many ways there were to cut, and the labels concerned.
@@ -60,6 +61,7 @@ class Flow:
     graph: Graph
     shapes: Shapes
     choices: Mapping[int, int]
+    mixing: bool = False
     space: LabelSpace = field(default_factory=LabelSpace)
     tensors: dict[str, Labelled] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)

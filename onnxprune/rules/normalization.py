@@ -94,7 +94,8 @@ add(
 add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=_layer_norm, zero=False)
 add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=_layer_norm, zero=False)
 add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=_softmax, zero=False)
-add("LpNormalization", "CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
+add("LpNormalization", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
+add("CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False, counts=True)
 add(
     "DFT",
     kind=Kind.MIXING,

@@ -45,7 +45,8 @@ class Rule:
 
     ``times`` and ``plus`` say when a removed channel of the result is exactly zero in the masked model: if it is in any
     operand of ``times`` (all of them count as absent where the tuple is empty) and in every operand of ``plus``.
-    ``ALL`` stands for every operand, ``zero=False`` for never.
+    ``ALL`` stands for every operand, ``zero=False`` for never. ``counts``: the result depends on how many channels there
+    are in front, so that mixing is out of the question (ArgMax).
     """
 
     op: str
@@ -59,8 +60,14 @@ class Rule:
     divides: tuple[int, ...] = ()
     data: tuple[int, ...] | None = (0,)
     fills: bool = False
+    counts: bool = False
     resize: Resizer | None = None
     note: str = ""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its axis can be cut where the caller does not ask for exactness."""
+        return self.kind is Kind.MIXING and not self.counts
 
     def carries(self, node: Node) -> tuple[int, ...]:
         """Which inputs of a movement operator carry the elements that it moves."""
