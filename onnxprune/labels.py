@@ -60,9 +60,10 @@ class Labelled:
         """The factors over that axis alone."""
         return tuple(f for f in self.factors if f.axes == (index,))
 
-    def filled(self) -> Labelled:
-        """The same where removed channels are not zero."""
-        return replace(self, factors=tuple(replace(f, zero=False) for f in self.factors))
+    def filled(self, axes: set[int]) -> Labelled:
+        """The same where removed channels on some axes are not zero."""
+        factors = (replace(f, zero=False) if axes.intersection(f.axes) else f for f in self.factors)
+        return replace(self, factors=tuple(factors))
 
     @property
     def split(self) -> tuple[Factor, ...]:

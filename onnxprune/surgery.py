@@ -329,7 +329,7 @@ class _Surgeon:
     def _expected(self, name: str, arrived: Array) -> bool:
         """Whether each label that arrived is coupled to one that the original node put there, or stays in any case."""
         tensor, masks = self.coupling.flow.tensors[name], self.masks[name]
-        if 0 in tensor.shape:
+        if 0 in tensor.shape and not tensor.factors:
             return True
         if masks is None or arrived.shape != self.new.shapes[name]:
             return False

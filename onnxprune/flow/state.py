@@ -99,8 +99,8 @@ class Flow:
         """An input's labels; held ones are made up for tensors that have none."""
         name = call.node.inputs[k]
         tensor = self.tensors.get(name)
-        if 0 in call.shape(k):
-            return Labelled(call.shape(k), (), self.is_weight(name))
+        if tensor is not None and not tensor.factors and 0 in tensor.shape:
+            return tensor
         if tensor is None or not tensor.factors:
             reason = Reason(self.writer(name) or call.node.label, f"{name!r} is computed without channels")
             return Labelled(call.shape(k), self.held_axes(call.shape(k), reason), self.is_weight(name))

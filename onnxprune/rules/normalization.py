@@ -12,6 +12,12 @@ def _batch_norm(call: Call) -> Signature | None:
     return parse(f"n c *, c, c, c, c -> n c *{extra}")
 
 
+def _instance_norm(call: Call) -> Signature:
+    """Each channel over its positions, among which an exporter may have put channels (GroupNorm)."""
+    positions = [f"x{i}" for i in range(call.rank() - 2)]
+    return parse(f"n c {' '.join('!' + x for x in positions)}, c, c -> n c {' '.join(positions)}")
+
+
 def _layer_norm(call: Call) -> Signature:
     """Everything from ``axis`` on is normalised together; the axes before it pass."""
     axis = call.axis(default=-1)
@@ -76,7 +82,8 @@ add("BatchNormalization", signature="n c *, c, c, c, c -> n c *", build=_batch_n
 add(
     "InstanceNormalization",
     kind=Kind.MIXING,
-    signature="n c *, c, c -> n c *",
+    signature="n c !*, c, c -> n c *",
+    build=_instance_norm,
     times=(1,),
     plus=(2,),
     note="exporters write GroupNorm with it: whole groups leave",
