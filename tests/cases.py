@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cases_control
 import cases_elementwise
 import cases_indexing
 import cases_linear
 import cases_mixing
 import cases_movement
+import cases_recurrent
 from cases_net import Case, Net, check_model, run
 
 CASES: list[Case] = [
@@ -15,6 +17,8 @@ CASES: list[Case] = [
     *cases_indexing.CASES,
     *cases_movement.CASES,
     *cases_mixing.CASES,
+    *cases_recurrent.CASES,
+    *cases_control.CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}
 BY_OP = {op: [case for case in CASES if case.op == op] for op in sorted({case.op for case in CASES})}
