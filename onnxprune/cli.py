@@ -133,11 +133,12 @@ def prune(
             round_to=round_to,
             freeze=tuple(freeze or ()),
             plan=plan,
+            scratch=None if output is None or dry_run else output.absolute().parent,
             progress=progress,
         )
         if output is not None and not dry_run:
             progress("write")
-            result.save(output)
+            result.save(output, move=True)
         if save_plan is not None:
             result.plan.save(save_plan)
         if report is not None:

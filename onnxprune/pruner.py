@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from onnxprune.channels import Coupling, analyse
 from onnxprune.cost import Cost, cost
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.evaluate import Verification, measure, verify
-from onnxprune.files import Source, save
+from onnxprune.files import Scratch, Source, place, save
 from onnxprune.graph import Graph, load
 from onnxprune.importance import CRITERIA
 from onnxprune.labels import BoolArray, Reason
+from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.plan import Plan, allocate, make_plan, removed_by
 from onnxprune.report import GroupRow, Report
 from onnxprune.runtime import Session
@@ -35,24 +37,41 @@ INLINE_LIMIT = 1_900_000_000
 """A model larger than this can't be one protobuf file; its weights go beside it."""
 
 
+_PRUNED, _MASKED = "pruned.onnx", "masked.data"
+"""What a large pruned model and the weights of the masked original are called in the scratch folder."""
+
+
 @dataclass(frozen=True)
 class Result:
     """A pruned model with the plan that made it, the report of how, and the ``source`` it was made from."""
 
-    model: ModelProto
+    pruned: AnyModel
     plan: Plan
     report: Report
     source: Source
     external_data: bool = False
+    scratch: Scratch | None = None
 
-    def save(self, path: str | Path) -> None:
+    @cached_property
+    def model(self) -> ModelProto:
+        """The pruned model as a proto. A large one is read from its files when this is first asked for."""
+        return self.pruned.complete() if isinstance(self.pruned, LazyModel) else self.pruned
+
+    def save(self, path: str | Path, *, move: bool = False) -> None:
         """Write the model; weights go to ``<name>.data`` beside it if the original kept them apart.
+
+        Args:
+            move: a large model's temporary files become the output, which is faster; it can't be saved again then.
 
         Raises:
             OutputError: the path is the input or can't be written. What was there before is still there.
         """
-        external = self.external_data or self.model.ByteSize() > INLINE_LIMIT
-        save(self.model, path, external=external, source=self.source)
+        size = self.pruned.nbytes if isinstance(self.pruned, LazyModel) else self.pruned.ByteSize()
+        external = self.external_data or size > INLINE_LIMIT
+        if self.scratch is not None and external:
+            place(self.scratch.folder / _PRUNED, path, move=move, source=self.source)
+        else:
+            save(self.pruned, path, external=external, source=self.source)
 
 
 def prune(
@@ -67,6 +86,7 @@ def prune(
     round_to: int = 1,
     freeze: tuple[str, ...] = (),
     plan: Plan | str | Path | None = None,
+    scratch: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Cut a share of the channels out of a model and prove that the result equals the masked original.
@@ -82,6 +102,7 @@ def prune(
         round_to: axes keep a multiple of this many channels, rounded up.
         freeze: shell-style patterns of node or tensor names to leave alone.
         plan: replay this plan instead of choosing channels.
+        scratch: folder for the temporary files that a model over 1 GB needs; by default the system's.
         progress: called at each stage.
 
     Raises:
@@ -100,16 +121,16 @@ def prune(
     if not (made.sites or made.copies):
         pruned = graph.assemble()
     with clock("verify"):
-        verification = _verify(coupling, made, pruned, seed)
+        proved = _prove(coupling, made, pruned, seed, None if scratch is None else Path(scratch))
     with clock("report"):
-        before, after = cost(graph, coupling.shapes), _cost_of(pruned)
+        before, after = cost(graph, coupling.shapes), _cost_of(proved.graph)
         kept = [int((~removed[g.roots]).sum()) for g in coupling.groups]
         rows = tuple(GroupRow(g, k) for g, k in zip(coupling.groups, kept, strict=True))
         metrics: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
         if dataset is not None:
-            metrics = _metrics(graph, pruned, dataset)
-    report = Report(before, after, rows, coupling.frozen, verification, clock.elapsed, metrics)
-    return Result(pruned, made, report, graph.source, graph.weights.has_external_data)
+            metrics = _metrics(graph, proved.model, dataset)
+    report = Report(before, after, rows, coupling.frozen, proved.verification, clock.elapsed, metrics)
+    return Result(proved.model, made, report, graph.source, graph.weights.has_external_data, proved.scratch)
 
 
 def inspect(model: Source, *, freeze: tuple[str, ...] = (), progress: Progress | None = None) -> Report:
@@ -156,7 +177,7 @@ class _Choice:
             )
 
 
-def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) -> tuple[Coupling, BoolArray, ModelProto]:
+def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) -> tuple[Coupling, BoolArray, LazyModel]:
     """Analyse, choose and cut. What turns out to be beyond repair is frozen, with the reason, and the rest tried again."""
     hold: dict[str, Reason] = {}
     while True:
@@ -174,11 +195,40 @@ def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) 
             hold |= {name: Reason(node.label, error.why) for name in names}
 
 
-def _verify(coupling: Coupling, plan: Plan, pruned: ModelProto, seed: int) -> Verification:
+@dataclass(frozen=True)
+class _Proved:
+    """The pruned model, itself as a graph, and what proves it; ``scratch`` has its files where it is large."""
+
+    model: AnyModel
+    graph: Graph
+    verification: Verification
+    scratch: Scratch | None = None
+
+
+def _prove(coupling: Coupling, plan: Plan, pruned: LazyModel, seed: int, folder: Path | None) -> _Proved:
+    """Compare with the masked original. Large models are written first, and read back from these files."""
     if not (plan.sites or plan.copies):
-        Session(pruned, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
-        return Verification(True, 0.0, 0.0, 0)
-    verification = verify(coupling.graph, coupling.shapes, mask(coupling.graph, plan), pruned, seed=seed)
+        model = pruned.ready()
+        Session(model, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
+        return _Proved(model, coupling.graph if pruned.large else load(pruned.complete()), Verification(True, 0.0, 0.0, 0))
+    masked = mask(coupling.graph, plan)
+    if not masked.large:
+        final = pruned.complete()
+        return _Proved(final, load(final), _verify(coupling, masked.complete(), final, seed))
+    scratch = Scratch(folder, masked.loose_bytes + pruned.nbytes)
+    try:
+        save(pruned, scratch.folder / _PRUNED, external=True)
+        graph = load(scratch.folder / _PRUNED)
+        verification = _verify(coupling, scratch.hold(masked, _MASKED), graph.assemble(), seed)
+        (scratch.folder / _MASKED).unlink()
+    except BaseException:
+        scratch.close()
+        raise
+    return _Proved(graph.assemble(), graph, verification, scratch)
+
+
+def _verify(coupling: Coupling, masked: AnyModel, pruned: AnyModel, seed: int) -> Verification:
+    verification = verify(coupling.graph, coupling.shapes, masked, pruned, seed=seed)
     if not verification.passed:
         raise VerificationError(
             f"the pruned model differs from the masked original by {verification.max_rel_error:.1e} of the output's scale; "
@@ -187,8 +237,7 @@ def _verify(coupling: Coupling, plan: Plan, pruned: ModelProto, seed: int) -> Ve
     return verification
 
 
-def _cost_of(model: ModelProto) -> Cost:
-    graph = load(model)
+def _cost_of(graph: Graph) -> Cost:
     return cost(graph, infer(graph))
 
 
@@ -196,8 +245,8 @@ def _read_plan(plan: Plan | str | Path | None) -> Plan | None:
     return plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
 
 
-def _metrics(graph: Graph, pruned: ModelProto, dataset: datasets.Dataset) -> dict[str, dict[str, Any]]:
-    found = measure((graph.assemble(), pruned), dataset, graph.inputs)
+def _metrics(graph: Graph, pruned: AnyModel, dataset: datasets.Dataset) -> dict[str, dict[str, Any]]:
+    found = measure((graph.assemble().ready(), pruned), dataset, graph.inputs)
     before, after = found.pop("accuracy", (None, None))
     pairs = {"before": {"accuracy": before}, "after": {"accuracy": after, **found}}
     return {side: {name: value for name, value in values.items() if value is not None} for side, values in pairs.items()}

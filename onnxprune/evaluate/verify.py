@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.graph import Graph
+from onnxprune.lazy import AnyModel
 from onnxprune.runtime import Session, random_feeds
 from onnxprune.shapes import Shape, Shapes
 from onnxprune.weights import Array
@@ -44,7 +45,7 @@ class Verification:
         }
 
 
-def verify(graph: Graph, shapes: Shapes, masked: ModelProto, pruned: ModelProto, *, seed: int = 0) -> Verification:
+def verify(graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, *, seed: int = 0) -> Verification:
     """Run both models on random inputs: a batch of one at the probe's sizes and, where sizes are dynamic, others.
 
     Raises:
