@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,7 +103,7 @@ def build(path: Path) -> None:
         x = w.apply("Add", [x, w.linear(hidden, "down", 4 * d, d)], "block")
         x = w.apply("ReduceMean", [x], "pooled", axes=[1], keepdims=0)
         widths = (d, 3 * d, 4 * d, 3 * d, 2 * d)
-        for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+        for k, (i, o) in enumerate(pairwise(widths)):
             inputs = [x, w.weight(f"layer{k}.weight", o, i, fan=i), w.weight(f"layer{k}.bias", o, fan=o)]
             x = w.apply("Relu", [w.apply("Gemm", inputs, f"layer{k}", transB=1)], f"layer{k}.relu")
         w.apply("MatMul", [x, w.weight("last.weight", 2 * d, CLASSES, fan=2 * d)], "classes")

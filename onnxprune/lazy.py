@@ -155,7 +155,7 @@ class LazyModel:
             for name, tensor in self._initializers():
                 if tensor.nbytes >= EXTERNAL_FROM and not tensor.external:
                     header = tensor.header(name)
-                    _refer(header, (target.name, *_append(file, tensor)))
+                    _refer(header, (target.name, *_append(file, tensor, holes=True)))
                     moved[name] = LazyTensor(header, target.parent)
         return replace(self, tensors={**self.tensors, **moved})
 
@@ -196,13 +196,32 @@ AnyModel = ModelProto | LazyModel
 """A model in memory, or one whose data come from files."""
 
 
-def _append(file: BinaryIO, tensor: LazyTensor) -> tuple[int, int]:
-    """Write a tensor's bytes where the next page of the file begins. Returns their offset and length."""
+def _append(file: BinaryIO, tensor: LazyTensor, *, holes: bool = False) -> tuple[int, int]:
+    """Write a tensor's bytes where the next page of the file begins. Returns their offset and length.
+
+    Args:
+        holes: leave out what is zero for a page or longer, which a disk need not store.
+    """
     file.write(b"\0" * (-file.tell() % _PAGE))
     offset = file.tell()
+    end = offset
     for block in tensor.blocks():
-        file.write(block.data)
-    return offset, file.tell() - offset
+        for start, stop in _not_zero(block) if holes else [(0, len(block))]:
+            file.seek(end + start)
+            file.write(block[start:stop].data)
+        end += len(block)
+    file.truncate(end)
+    file.seek(end)
+    return offset, end - offset
+
+
+def _not_zero(block: Array) -> Iterator[tuple[int, int]]:
+    """The stretches of whole pages of a block in which something is not zero, and its last, incomplete page."""
+    whole = len(block) // _PAGE * _PAGE
+    used = np.bitwise_or.reduce(block[:whole].view(np.uint64).reshape(-1, _PAGE // 8), axis=1) != 0
+    edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _PAGE
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    yield whole, len(block)
 
 
 def _refer(header: TensorProto, place: _Place) -> None:
