@@ -75,7 +75,9 @@ class LazyTensor:
 
     def header(self, name: str) -> TensorProto:
         """The tensor, called ``name``, without its data."""
-        header = TensorProto(name=name, data_type=self.origin.data_type, dims=self.shape, doc_string=self.origin.doc_string)
+        header = TensorProto(name=name, data_type=self.origin.data_type, dims=self.shape)
+        if self.origin.HasField("doc_string"):
+            header.doc_string = self.origin.doc_string
         header.metadata_props.extend(self.origin.metadata_props)
         return header
 

@@ -193,7 +193,8 @@ def replaced(old: TensorProto, values: Array) -> TensorProto:
         new.CopyFrom(numpy_helper.from_array(np.asarray(values), old.name))
     else:
         new.raw_data = np.ascontiguousarray(values).tobytes()
-    new.doc_string = old.doc_string
+    if old.HasField("doc_string"):
+        new.doc_string = old.doc_string
     new.metadata_props.extend(old.metadata_props)
     return new
 
