@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -133,15 +134,17 @@ def settle(path: Path, *, cold: bool) -> None:
 
 
 def run(command: list[str]) -> dict[str, float]:
-    """Seconds and peak anonymous memory of a process."""
-    start, peak = time.perf_counter(), 0
+    """Seconds, of which on processors, and peak anonymous memory of a process."""
+    start, before, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             peak = max(peak, anonymous(process.pid))
             time.sleep(0.01)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
-    return {"seconds": time.perf_counter() - start, "anonymous_bytes": peak}
+    seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "processor_seconds": busy, "anonymous_bytes": peak}
 
 
 def anonymous(pid: int) -> int:
@@ -184,6 +187,9 @@ def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "copy_seconds": statistics.median(t["copy"]["seconds"] for t in turns),
         "prune_seconds": statistics.median(t["prune"]["seconds"] for t in turns),
+        "copy_processor_seconds": statistics.median(t["copy"]["processor_seconds"] for t in turns),
+        "prune_processor_seconds": statistics.median(t["prune"]["processor_seconds"] for t in turns),
+        "load_average": os.getloadavg()[0],
         "time_ratio": statistics.median(ratios),
         "time_ratio_range": [min(ratios), max(ratios)],
         "stages": {k: statistics.median(t["stages"][k] for t in turns) for k in turns[0]["stages"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -186,4 +187,5 @@ def _root(
 def main(*args: Any) -> None:
     """Entry point."""
     quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files go then as well
     app(*args)

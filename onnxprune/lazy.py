@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,17 @@ from onnx import ModelProto, TensorProto
 
 from onnxprune.weights import PACKED, Array, Box, external_file, is_external, pieces, raw_bytes, read_tensor, replaced
 
-LARGE = 1_000_000_000
-"""A model of more bytes is worked on from files. Proving one in memory takes about six times its size."""
+LARGE = 500_000_000
+"""A model of more bytes is worked on from files. Proving one in memory takes about five times its size."""
 
 EXTERNAL_FROM = 1024
 """Tensors of at least this many bytes go to the external file, where there is one."""
 
 _BLOCK = 1 << 21
 """Bytes that are made and written at a time: as many as stay in the processor's cache."""
+
+_WRITERS = min(4, os.cpu_count() or 1)
+"""Tensors that are written at the same time."""
 
 _PAGE = 4096
 """Where tensors begin in a file, so that they can be mapped."""
@@ -143,22 +146,17 @@ class LazyModel:
 
     def write_data(self, target: Path, location: str) -> ModelProto:
         """Write the data of the larger tensors to ``target``. Returns the model, which refers to that as ``location``."""
-        places: dict[str, _Place] = {}
-        with open(target, "wb") as file:
-            for name, tensor in self._initializers():
-                if tensor.nbytes >= EXTERNAL_FROM:
-                    places[name] = (location, *_append(file, tensor))
-        return self._written(places)
+        stored = {n: t for n, t in self._initializers() if t.nbytes >= EXTERNAL_FROM}
+        return self._written({name: (location, *place) for name, place in _store(target, stored).items()})
 
     def on_disk(self, target: Path) -> LazyModel:
         """The same model with the data of all larger tensors in files: in ``target`` what is not in one already."""
+        loose = {n: t for n, t in self._initializers() if t.nbytes >= EXTERNAL_FROM and not t.external}
         moved: dict[str, LazyTensor] = {}
-        with open(target, "wb") as file:
-            for name, tensor in self._initializers():
-                if tensor.nbytes >= EXTERNAL_FROM and not tensor.external:
-                    header = tensor.header(name)
-                    _refer(header, (target.name, *_append(file, tensor, holes=True)))
-                    moved[name] = LazyTensor(header, target.parent)
+        for name, place in _store(target, loose, holes=True).items():
+            header = loose[name].header(name)
+            _refer(header, (target.name, *place))
+            moved[name] = LazyTensor(header, target.parent)
         return replace(self, tensors={**self.tensors, **moved})
 
     def referring(self) -> tuple[ModelProto, Path | None]:
@@ -198,23 +196,38 @@ AnyModel = ModelProto | LazyModel
 """A model in memory, or one whose data come from files."""
 
 
-def _append(file: BinaryIO, tensor: LazyTensor, *, holes: bool = False) -> tuple[int, int]:
-    """Write a tensor's bytes where the next page of the file begins. Returns their offset and length.
+def _store(target: Path, tensors: Mapping[str, LazyTensor], *, holes: bool = False) -> dict[str, tuple[int, int]]:
+    """Write tensors' bytes to a file, each from the beginning of a page, several at a time.
 
     Args:
         holes: leave out what is zero for a page or longer, which a disk need not store.
+
+    Returns:
+        Offset and length by name.
     """
-    file.write(b"\0" * (-file.tell() % _PAGE))
-    offset = file.tell()
-    end = offset
-    for block in tensor.blocks():
-        for start, stop in _not_zero(block) if holes else [(0, len(block))]:
-            file.seek(end + start)
-            file.write(block[start:stop].data)
-        end += len(block)
-    file.truncate(end)
-    file.seek(end)
-    return offset, end - offset
+    places, end = {}, 0
+    for name, tensor in tensors.items():
+        offset = -(-end // _PAGE) * _PAGE
+        places[name], end = (offset, tensor.nbytes), offset + tensor.nbytes
+    with open(target, "wb") as file:
+        file.truncate(end)
+    pool = ThreadPoolExecutor(_WRITERS)
+    try:
+        tasks = [pool.submit(_write, target, tensor, places[name][0], holes) for name, tensor in tensors.items()]
+        for task in tasks:
+            task.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return places
+
+
+def _write(target: Path, tensor: LazyTensor, offset: int, holes: bool) -> None:
+    with open(target, "r+b") as file:
+        for block in tensor.blocks():
+            for start, stop in _not_zero(block) if holes else [(0, len(block))]:
+                file.seek(offset + start)
+                file.write(block[start:stop].data)
+            offset += len(block)
 
 
 def _not_zero(block: Array) -> Iterator[tuple[int, int]]:

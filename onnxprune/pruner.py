@@ -102,7 +102,7 @@ def prune(
         round_to: axes keep a multiple of this many channels, rounded up.
         freeze: shell-style patterns of node or tensor names to leave alone.
         plan: replay this plan instead of choosing channels.
-        scratch: folder for the temporary files that a model over 1 GB needs; by default the system's.
+        scratch: folder for the temporary files that a model over 0.5 GB needs; by default the system's.
         progress: called at each stage.
 
     Raises:

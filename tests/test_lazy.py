@@ -349,7 +349,7 @@ def test_stopped_while_writing(
     (tmp_path / "out.onnx").write_bytes(b"old")
     (tmp_path / "out.onnx.data").write_bytes(b"older")
     before = contents(tmp_path)
-    monkeypatch.setattr(lazy, "_append", failing(lazy._append, call, error))
+    monkeypatch.setattr(lazy, "_write", failing(lazy._write, call, error))
     done = CliRunner().invoke(app, ["prune", str(path), "-o", str(tmp_path / "out.onnx")])
     assert done.exit_code == 1
     assert ("interrupted" if isinstance(error, KeyboardInterrupt) else "No space left on device") in done.stderr
