@@ -53,15 +53,20 @@ class ChannelGroup:
     def slices(self, weights: Weights) -> Iterator[tuple[Array, IntArray]]:
         """The filters of every producer, one stored tensor at a time.
 
+        A large tensor comes in several pieces, each with some of the numbers of some of the filters.
+
         Yields:
             filters: float (positions, ...), the producer axis first.
             channels: int (positions,), the channel each of them belongs to.
         """
-        for member in self.members:
-            if member.producer:
-                values = np.moveaxis(weights.read(member.site.tensor), member.site.axis, 0)
-                whole = len(member.positions) == len(values) and bool((np.diff(member.positions) == 1).all())
-                yield (values if whole else values[member.positions]), member.channels
+        for member in (m for m in self.members if m.producer):
+            axis = member.site.axis
+            for box, part in weights.pieces(member.site.tensor):
+                first, last = np.searchsorted(member.positions, (box[axis].start, box[axis].stop))
+                positions, values = member.positions[first:last] - box[axis].start, np.moveaxis(part, axis, 0)
+                whole = len(positions) == len(values) and bool((np.diff(positions) == 1).all())
+                if len(positions):
+                    yield (values if whole else values[positions]), member.channels[first:last]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,11 +140,12 @@ def prune(
             freeze=tuple(freeze or ()),
             mixing=mixing,
             plan=plan,
+            scratch=None if output is None or dry_run else output.absolute().parent,
             progress=progress,
         )
         if output is not None and not dry_run:
             progress("write")
-            result.save(output)
+            result.save(output, move=True)
         if save_plan is not None:
             result.plan.save(save_plan)
         if report is not None:
@@ -191,4 +193,5 @@ def _root(
 def main(*args: Any) -> None:
     """Entry point."""
     quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files go then as well
     app(*args)

@@ -91,7 +91,7 @@ def check_net(net: Net, seed: int) -> Coupling:
     coupling = repairable(original, seed)
     changed = False
     for removed, plan in random_plans(coupling, seed):
-        pruned, masked = apply(coupling, removed), mask(coupling.graph, plan)
+        pruned, masked = apply(coupling, removed).complete(), mask(coupling.graph, plan).complete()
         expected = outputs(masked, net)
         assert_same(expected, outputs(pruned, net))
         check_model(pruned)
@@ -166,8 +166,8 @@ def test_shuffled_consumer_is_noticed(name: str) -> None:
     net = BY_NAME[name].net()
     coupling = analyse(load(net.model()))
     removed, plan = random_plans(coupling, 0)[0]
-    pruned = apply(coupling, removed)
-    expected = outputs(mask(coupling.graph, plan), net)
+    pruned = apply(coupling, removed).complete()
+    expected = outputs(mask(coupling.graph, plan).complete(), net)
     assert_same(expected, outputs(pruned, net))
     reader = next(node for node in reversed(pruned.graph.node) if node.op_type in ("Conv", "Gemm", "MatMul"))
     weight = next(t for t in pruned.graph.initializer if t.name == reader.input[1])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.graph import Graph
+from onnxprune.lazy import AnyModel
 from onnxprune.runtime import Session, random_feeds
 from onnxprune.shapes import Shape, Shapes
 from onnxprune.weights import Array
@@ -44,7 +45,7 @@ class Verification:
         }
 
 
-def verify(graph: Graph, shapes: Shapes, masked: ModelProto, pruned: ModelProto, *, seed: int = 0) -> Verification:
+def verify(graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, *, seed: int = 0) -> Verification:
     """Run both models on random inputs: a batch of one at the probe's sizes and, where sizes are dynamic, others.
 
     Raises:
@@ -89,7 +90,7 @@ def verify(graph: Graph, shapes: Shapes, masked: ModelProto, pruned: ModelProto,
     return Verification(worst_rel <= tolerance, worst_abs, worst_rel, runs)
 
 
-def check_runs(graph: Graph, shapes: Shapes, pruned: ModelProto, *, seed: int = 0) -> None:
+def check_runs(graph: Graph, shapes: Shapes, pruned: AnyModel, *, seed: int = 0) -> None:
     """Run a model whose cuts are not exact: it must load, and give outputs of the original's shapes, finite where those are.
 
     Raises:
@@ -100,7 +101,7 @@ def check_runs(graph: Graph, shapes: Shapes, pruned: ModelProto, *, seed: int = 
         candidate = Session(pruned)
     except ModelError as error:
         raise VerificationError(f"the pruned model is refused, nothing was written: {error}") from error
-    reference = Session(graph.assemble())
+    reference = Session(graph.assemble().ready())
     feeds = random_feeds(graph.inputs, shapes.inputs, np.random.default_rng(seed))
     expected = reference.run(feeds)
     try:
