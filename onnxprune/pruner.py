@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune import data as datasets
-from onnxprune.channels import Coupling, analyse
+from onnxprune import lossless
+from onnxprune.channels import ChannelGroup, Coupling, analyse
 from onnxprune.cost import Cost, cost
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.evaluate import Verification, measure, verify
@@ -21,7 +22,7 @@ from onnxprune.files import Source, save
 from onnxprune.graph import Graph, load
 from onnxprune.importance import CRITERIA
 from onnxprune.labels import BoolArray, Reason
-from onnxprune.plan import Plan, allocate, make_plan, removed_by
+from onnxprune.plan import Plan, PlanEdit, allocate, check_limits, make_plan, removed_by, rounded
 from onnxprune.report import GroupRow, Report
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
@@ -67,6 +68,7 @@ def prune(
     round_to: int = 1,
     freeze: tuple[str, ...] = (),
     plan: Plan | str | Path | None = None,
+    free: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Cut a share of the channels out of a model and prove that the result equals the masked original.
@@ -82,6 +84,7 @@ def prune(
         round_to: axes keep a multiple of this many channels, rounded up.
         freeze: shell-style patterns of node or tensor names to leave alone.
         plan: replay this plan instead of choosing channels.
+        free: first remove what can go without any change of the outputs; the share is taken of what is left.
         progress: called at each stage.
 
     Raises:
@@ -89,18 +92,21 @@ def prune(
     """
     if criterion not in CRITERIA:
         raise UsageError(f"criterion {criterion!r} does not exist; choose one of {', '.join(sorted(CRITERIA))}")
+    if free and plan is not None:
+        raise UsageError("a plan says already what leaves; give either --plan or --free")
     clock = _Clock(progress)
     with clock("load"):
         graph = load(model)
         dataset = None if data is None else datasets.read(data, graph.inputs)
-    choose = _Choice(ratio, criterion, scope, seed, min_channels, round_to, _read_plan(plan))
-    coupling, removed, pruned = _cut(graph, freeze, choose, clock)
+    choose = _Choice(ratio, criterion, scope, seed, min_channels, round_to, _read_plan(plan), free)
+    cut = _cut(graph, freeze, choose, clock)
+    coupling, removed, pruned = cut.coupling, cut.removed, cut.pruned
     with clock("plan"):
-        made = make_plan(coupling, removed)
+        made = replace(make_plan(coupling, removed), edits=cut.edits)
     if not (made.sites or made.copies):
         pruned = graph.assemble()
     with clock("verify"):
-        verification = _verify(coupling, made, pruned, seed)
+        verification = _verify(graph, cut, made, pruned, seed)
     with clock("report"):
         before, after = cost(graph, coupling.shapes), _cost_of(pruned)
         kept = [int((~removed[g.roots]).sum()) for g in coupling.groups]
@@ -108,7 +114,7 @@ def prune(
         metrics: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
         if dataset is not None:
             metrics = _metrics(graph, pruned, dataset)
-    report = Report(before, after, rows, coupling.frozen, verification, clock.elapsed, metrics)
+    report = Report(before, after, rows, coupling.frozen, verification, clock.elapsed, metrics, cut.free_rows)
     return Result(pruned, made, report, graph.source, graph.weights.has_external_data)
 
 
@@ -139,14 +145,20 @@ class _Choice:
     min_channels: int
     round_to: int
     plan: Plan | None
+    free: bool
 
-    def removed(self, coupling: Coupling, clock: _Clock) -> BoolArray:
+    def removed(self, coupling: Coupling, gone: BoolArray | None, clock: _Clock) -> BoolArray:
+        """The components that leave; those in ``gone`` have left already, and the share is taken of the others."""
         if self.plan is not None:
             return removed_by(coupling, self.plan)
+        weights = coupling.graph.weights
+        if gone is not None and gone.any():
+            groups = tuple(g.only(~gone[g.roots]) for g in coupling.groups)
+            coupling, weights = replace(coupling, groups=groups), lossless.Left(coupling, gone)
         rng = np.random.default_rng(self.seed)
         with clock("score"):
-            scores = [CRITERIA[self.criterion](group, coupling.graph.weights, rng) for group in coupling.groups]
-            return allocate(
+            scores = [CRITERIA[self.criterion](group, weights, rng) for group in coupling.groups]
+            removed = allocate(
                 coupling,
                 scores,
                 ratio=self.ratio,
@@ -154,18 +166,47 @@ class _Choice:
                 min_channels=self.min_channels,
                 round_to=self.round_to,
             )
+        return removed if gone is None else removed | gone
+
+    def keeps(self, group: ChannelGroup, needed: int) -> int:
+        """How many channels a group keeps if so many are needed."""
+        return rounded(group, needed, self.min_channels, self.round_to)
 
 
-def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) -> tuple[Coupling, BoolArray, ModelProto]:
+@dataclass(frozen=True)
+class _Cut:
+    """A model cut: ``coupling`` is that of the graph after the plan's ``edits``; ``free`` left at no cost."""
+
+    coupling: Coupling
+    removed: BoolArray
+    pruned: ModelProto
+    edits: tuple[PlanEdit, ...]
+    free: lossless.Free | None
+
+    @property
+    def free_rows(self) -> tuple[lossless.FreeRow, ...] | None:
+        return None if self.free is None else self.free.rows
+
+
+def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) -> _Cut:
     """Analyse, choose and cut. What turns out to be beyond repair is frozen, with the reason, and the rest tried again."""
     hold: dict[str, Reason] = {}
+    check_limits(choose.ratio, choose.min_channels, choose.round_to)
+    edits = choose.plan.edits if choose.plan is not None else ()
+    start = lossless.edited(graph, edits)
     while True:
-        with clock("analyse"):
-            coupling = analyse(graph, freeze=freeze, hold=hold)
-        removed = choose.removed(coupling, clock)
+        free = None
+        if choose.free:
+            with clock("free"):
+                free = lossless.find(graph, lambda g: analyse(g, freeze=freeze, hold=hold), choose.keeps)  # noqa: B023
+            coupling, edits = free.coupling, free.edits
+        else:
+            with clock("analyse"):
+                coupling = analyse(start, freeze=freeze, hold=hold)
+        removed = choose.removed(coupling, None if free is None else free.removed, clock)
         try:
             with clock("surgery"):
-                return coupling, removed, apply(coupling, removed)
+                return _Cut(coupling, removed, apply(coupling, removed), edits, free)
         except RepairError as error:
             node = error.node
             names = [n for n in (*node.inputs, *node.outputs) if n and n not in hold]
@@ -174,14 +215,26 @@ def _cut(graph: Graph, freeze: tuple[str, ...], choose: _Choice, clock: _Clock) 
             hold |= {name: Reason(node.label, error.why) for name in names}
 
 
-def _verify(coupling: Coupling, plan: Plan, pruned: ModelProto, seed: int) -> Verification:
+def _verify(graph: Graph, cut: _Cut, plan: Plan, pruned: ModelProto, seed: int) -> Verification:
+    """Prove that what was free changed nothing, and what was cut no more than masking it does."""
     if not (plan.sites or plan.copies):
         Session(pruned, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
         return Verification(True, 0.0, 0.0, 0)
-    verification = verify(coupling.graph, coupling.shapes, mask(coupling.graph, plan), pruned, seed=seed)
+    shapes, proofs = cut.coupling.shapes, []
+    if cut.free is not None and cut.free.removed.any():
+        only = pruned if np.array_equal(cut.removed, cut.free.removed) else apply(cut.coupling, cut.free.removed)
+        proofs.append(_proved(verify(graph, shapes, graph.assemble(), only, seed=seed), "original"))
+    if cut.free is None or not np.array_equal(cut.removed, cut.free.removed):
+        masked = mask(cut.coupling.graph, plan)
+        proofs.append(_proved(verify(graph, shapes, masked, pruned, seed=seed), "masked original"))
+    absolute, relative = max(p.max_abs_error for p in proofs), max(p.max_rel_error for p in proofs)
+    return Verification(True, absolute, relative, sum(p.inputs for p in proofs))
+
+
+def _proved(verification: Verification, reference: str) -> Verification:
     if not verification.passed:
         raise VerificationError(
-            f"the pruned model differs from the masked original by {verification.max_rel_error:.1e} of the output's scale; "
+            f"the pruned model differs from the {reference} by {verification.max_rel_error:.1e} of the output's scale; "
             "nothing was written. This is a defect of onnxprune: please report the model, or freeze the part it is in"
         )
     return verification

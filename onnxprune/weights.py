@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,10 @@ class Weights(Mapping[str, TensorProto]):
     def inline(self, name: str) -> TensorProto:
         """The tensor with its bytes inside the proto (the stored one itself where they already are)."""
         return inlined(self._tensors[name], name, self._folder)
+
+    def updated(self, tensors: Mapping[str, TensorProto], without: Iterable[str] = ()) -> Weights:
+        """The same stored tensors with some put in their place, or added, and others left out."""
+        return Weights({n: t for n, t in (self._tensors | dict(tensors)).items() if n not in set(without)}, self._folder)
 
     def replaced(self, name: str, values: Array) -> TensorProto:
         """A tensor of the same name, type and documentation that holds ``values``."""

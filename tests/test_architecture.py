@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
     "errors", "weights", "structure", "files", "intake", "graph", "runtime", "shapes", "rules", "labels", "flow", "channels",
-    "cost", "data", "plan", "importance", "surgery", "evaluate", "report", "pruner", "compare", "demo", "operators",
+    "cost", "data", "plan", "lossless", "importance", "surgery", "evaluate", "report", "pruner", "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
 # fmt: on

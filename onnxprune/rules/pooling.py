@@ -1,13 +1,24 @@
 """Pooling and resampling: each channel for itself."""
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import Kept, Resize, add
+from onnxprune.rules.registry import Kept, Resize, add, always
 from onnxprune.shapes import Shape
 
 
 def _pool(call: Call) -> Signature | None:
     """MaxPool's second result counts positions over all channels, so it is covered only where nothing asks for it."""
     return None if len(call.node.outputs) > 1 and call.node.outputs[1] else parse("n c * -> n c *")
+
+
+def _averages_itself(call: Call) -> bool:
+    """Whether no padded zeros are counted in."""
+    padded = any(call.attribute("pads", ())) or str(call.attribute("auto_pad", "")).startswith("SAME")
+    return not (padded and call.attribute("count_include_pad", 0))
+
+
+def _stays_inside(call: Call) -> bool:
+    """Whether nothing from outside the image is sampled."""
+    return bool(call.attribute("coordinate_transformation_mode") != "tf_crop_and_resize")
 
 
 def _resize(call: Call) -> Signature | None:
@@ -41,10 +52,11 @@ def _new_sizes(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shap
     return Resize({3: wanted}, {})
 
 
-add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), note="without the indices")
-add("AveragePool", "LpPool", signature="n c * -> n c *", times=(0,))
-add("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
-add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes)
-add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,))
+add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), steady=always, note="without the indices")
+add("AveragePool", signature="n c * -> n c *", times=(0,), steady=_averages_itself)
+add("LpPool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
+add("GlobalAveragePool", "GlobalMaxPool", signature="n c * -> n c *", times=(0,), steady=always)
+add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes, steady=_stays_inside)
+add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,), steady=always)
 add("GridSample", signature="n c *, n * -> n c *", times=(0,))
 add("RoiAlign", signature="!n c *, r *, r -> r c *", times=(0,))

@@ -39,13 +39,24 @@ Kept = Callable[[str, int, int], Array]
 """(``"input"`` or ``"output"``, position, axis) -> bool array: which indices of that axis stay."""
 
 
+def always(call: Call) -> bool:
+    """For :attr:`Rule.steady`: in every call."""
+    return True
+
+
+def never(call: Call) -> bool:
+    """For :attr:`Rule.steady`: in no call."""
+    return False
+
+
 @dataclass(frozen=True)
 class Rule:
     """One row of the table.
 
     ``times`` and ``plus`` say when a removed channel of the result is exactly zero in the masked model: if it is in any
     operand of ``times`` (all of them count as absent where the tuple is empty) and in every operand of ``plus``.
-    ``ALL`` stands for every operand, ``zero=False`` for never.
+    ``ALL`` stands for every operand, ``zero=False`` for never. ``steady``: whether, in a call, a channel of the first
+    operand that has one value everywhere still has one everywhere afterwards (no border is padded with something else).
     """
 
     op: str
@@ -60,6 +71,7 @@ class Rule:
     data: tuple[int, ...] | None = (0,)
     fills: bool = False
     resize: Resizer | None = None
+    steady: Callable[[Call], bool] = never
     note: str = ""
 
     def carries(self, node: Node) -> tuple[int, ...]:
