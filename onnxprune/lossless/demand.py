@@ -105,9 +105,12 @@ class Demand:
 
     def _left(self, tensor: Labelled, axis: int) -> BoolArray:
         """Which indices of an axis stay."""
-        stays = self._stays(tensor)
-        every: BoolArray = np.all(stays, axis=tuple(a for a in range(stays.ndim) if a != axis))
-        return np.broadcast_to(every, (tensor.shape[axis],))
+        left: BoolArray = np.ones(tensor.shape[axis], np.bool_)
+        for factor in tensor.factors:
+            if axis in factor.axes:
+                alive = np.moveaxis(self.live[self.root[factor.labels]], factor.axes.index(axis), 0)
+                left &= alive.reshape(len(left), -1).all(axis=1)
+        return left
 
     def _mark(self, marks: BoolArray, tensor: Labelled, axis: int, chosen: BoolArray) -> None:
         for factor in tensor.factors:
