@@ -107,7 +107,7 @@ class Twins:
         call, node = step.call, step.call.node
         tensor = self.coupling.flow.tensors.get(node.inputs[k])
         for factor in tensor.factors if tensor is not None else ():
-            if not np.isin(np.concatenate(classes), self.root[factor.labels]).any():
+            if not classes or not np.isin(np.concatenate(classes), self.root[factor.labels]).any():
                 continue
             rule = step.rule
             data = rule.carries(node) if rule is not None else ()

@@ -57,6 +57,8 @@ class Demand:
                     continue
                 there = self.facts.of(sum_.call.node.inputs[k]).there
                 for axis in axes:
+                    if all(sum_.sizes[c] == 1 for c in letters(sum_.tokens[k][axis]) if c in sum_.lost):
+                        continue  # each channel for itself
                     every = np.any(there, axis=tuple(a for a in range(there.ndim) if a != axis))
                     self._mark(heard, tensor, axis, np.broadcast_to(every, (tensor.shape[axis],)))
                     self._mark(met, tensor, axis, np.ones(tensor.shape[axis], np.bool_))
@@ -182,8 +184,10 @@ def own_weight(graph: Graph, sum_: Sum) -> str | None:
 def bias_slot(graph: Graph, sum_: Sum) -> Slot | None:
     """Where a vector along the result's channels can be added to a sum: its bias, or a vector that is added next."""
     node = sum_.call.node
+    if own_weight(graph, sum_) is None or not sum_.result:
+        return None
     kept = {c for t in sum_.tokens.get(1, ()) for c in letters(t)} - sum_.lost
-    if own_weight(graph, sum_) is None or kept != set(letters(sum_.result[sum_.channels])):
+    if kept != set(letters(sum_.result[sum_.channels])):
         return None
     if sum_.rule.plus:
         index, scale = sum_.rule.plus[0], float(sum_.call.attribute("beta", 1.0))

@@ -22,13 +22,10 @@ from onnxprune.rules.notation import Token
 from onnxprune.shapes import Executor
 from onnxprune.weights import Array
 
-_ALONE = frozenset({"BatchNormalization", "DequantizeLinear", "QuantizeLinear"})
-"""Operators that look at each element alone though their notation names the axis that their vectors lie along."""
-
 # fmt: off
 _JUMPS = frozenset({
-    "Cast", "CastLike", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "QuantizeLinear",
-    "Round", "Shrink", "Sign", "ThresholdedRelu",
+    "Cast", "CastLike", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Round", "Shrink",
+    "Sign", "ThresholdedRelu",
 })
 # fmt: on
 """Operators that make a step of the last digit of a number: they are run on exact values only."""
@@ -83,6 +80,8 @@ class Facts:
         laid = _Laid(call, rule, signature, facts)
         if not any(known.some for known in facts.values()):
             return laid.nothing
+        if rule.op in ("DequantizeLinear", "QuantizeLinear"):
+            return laid.quantised()
         return laid.by_table().or_else(laid.even()).or_else(self._run(laid))
 
     # sums of products -------------------------------------------------------------------------------------------------
@@ -140,8 +139,8 @@ class Facts:
     def _run(self, laid: _Laid) -> Known:
         """Run an operator that looks at each element alone on what is known."""
         call, operands = laid.call, laid.signature.operands
-        vectors = {t for p in operands[1:] for t in p.tokens}
-        if laid.rule.op not in _ALONE and any(p.tokens != ("...",) for p in operands):
+        normalises = laid.rule.op == "BatchNormalization"
+        if not normalises and any(p.tokens != ("...",) for p in operands):
             return laid.nothing
         if call.version < 7 and call.attribute("broadcast"):
             return laid.nothing
@@ -154,9 +153,9 @@ class Facts:
                 continue
             exact = laid.rule.op not in _JUMPS or call.node.inputs[k] in self.graph.weights
             mask = mask & laid.out(k, known.mask if exact else ~known.there)
-            if laid.rule.op in _ALONE:
+            if normalises:  # whose vectors are as long as their axis
                 sizes = zip(known.mask.shape, call.shape(k), laid.tokens(k), strict=True)
-                arrays[k] = np.broadcast_to(known.filled, [full if t in vectors else size for size, full, t in sizes])
+                arrays[k] = np.broadcast_to(known.filled, [full if t == "c" else size for size, full, t in sizes])
         if not mask.any():
             return laid.nothing
         try:
@@ -205,6 +204,25 @@ class _Laid:
         if not (flat and self.rule.steady(self.call)):
             return self.nothing
         return Known.of(self._values(0), self.out(0, known.mask))
+
+    def quantised(self) -> Known:
+        """What a dequantised number is; of quantised ones, the zeros."""
+        parts = {k: self._part(k) for k in self.facts}
+        number, scale = parts[0], parts[1]
+        zero = parts.get(2, Known.all(np.zeros((1,) * self.rank)))
+        if self.rule.op == "QuantizeLinear":
+            return Known.of(zero.value, zero.mask & ~number.there)
+        value = (number.filled.astype(np.float64) - zero.filled.astype(np.float64)) * scale.filled.astype(np.float64)
+        return Known.of(value, number.mask & zero.mask & scale.mask)
+
+    def _part(self, k: int) -> Known:
+        """An operand along the result's axes, element by element; those that the notation leaves out are scalars."""
+        known = self.facts[k]
+        if k >= len(self.signature.operands):
+            return Known(known.value.reshape((1,) * self.rank), known.mask.reshape((1,) * self.rank))
+        if k == 0:
+            return known
+        return Known(self._lay(k, known.value), self._lay(k, known.mask))
 
     def out(self, k: int, rep: BoolArray) -> BoolArray:
         """Where something holds for all that an operand has at a place of the result."""
