@@ -51,7 +51,7 @@ class Twins:
             if len(candidates) < 2 or not floats or not any(site in self.readers for site in sites):
                 continue
             classes = self._classes([s for s in sites if s not in self.readers], candidates)
-            classes = [part for found in classes for part in self._moved_alike(found)]
+            classes = self._moved_alike(classes)
             if not classes:
                 continue
             copies = np.concatenate([found[1:] for found in classes])
@@ -78,9 +78,7 @@ class Twins:
 
     def _parted(self, classes: list[IntArray], owners: IntArray, rows: Array) -> list[IntArray]:
         """Part classes of components further by the rows that each owns, in their order."""
-        wanted = np.zeros(len(self.root), np.bool_)
-        for found in classes:
-            wanted[found] = True
+        wanted = self._marks(classes)
         digests: dict[int, bytes] = {}
         for owner, row in zip(owners.tolist(), rows, strict=True):
             if wanted[owner]:
@@ -93,9 +91,14 @@ class Twins:
             parts += [np.array(part) for part in by_digest.values() if len(part) > 1]
         return parts
 
-    def _moved_alike(self, found: IntArray) -> list[IntArray]:
-        """Part a class by the order in which movement operators take the elements of each component."""
-        classes = [found]
+    def _marks(self, classes: list[IntArray]) -> BoolArray:
+        marks = np.zeros(len(self.root), np.bool_)
+        for found in classes:
+            marks[found] = True
+        return marks
+
+    def _moved_alike(self, classes: list[IntArray]) -> list[IntArray]:
+        """Part classes by the order in which movement operators take the elements of each component."""
         for step in self.coupling.flow.steps:
             if step.moved and step.rule is not None:
                 for k in step.rule.carries(step.call.node):
@@ -107,7 +110,8 @@ class Twins:
         call, node = step.call, step.call.node
         tensor = self.coupling.flow.tensors.get(node.inputs[k])
         for factor in tensor.factors if tensor is not None else ():
-            if not classes or not np.isin(np.concatenate(classes), self.root[factor.labels]).any():
+            marks = self._marks(classes)
+            if not marks[self.root[factor.labels.ravel()]].any():
                 continue
             rule = step.rule
             data = rule.carries(node) if rule is not None else ()

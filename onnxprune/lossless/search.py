@@ -59,10 +59,10 @@ def find(graph: Graph, analyse: Callable[[Graph], Coupling], target: Target) -> 
         coupling = analyse(graph)
         facts = Facts(coupling)
         demand = Demand(coupling, facts, target)
-        new = [] if last else demand.folds()
-        if new:
+        new: list[PlanEdit] = []
+        if not last:
+            new += demand.folds()
             kinds |= dict.fromkeys(np.flatnonzero(demand.folded).tolist(), "constant")
-        elif not last:
             for copies, merged in Twins(coupling, facts, demand.live).merges():
                 kinds |= dict.fromkeys(copies.tolist(), "copies")
                 new += merged
