@@ -600,7 +600,7 @@ def test_plans_without_edits_do_not_mention_them() -> None:
         ({"channels": (0, 99)}, "channels must be numbers from 0 to 7"),
         ({"channels": (0, 1), "into": (2,)}, "channels must be numbers from 0 to 7"),
         ({"node": "nothing", "add": (1.0,)}, "there is no such vector in this model"),
-        ({"add": (1.0, 2.0)}, "the plan says 2"),
+        ({"add": (1.0, 2.0)}, "channels, not 2"),
     ],
 )
 def test_edits_that_do_not_fit(change: dict[str, object], text: str) -> None:

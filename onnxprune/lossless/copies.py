@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnxprune.channels import ChannelGroup, Coupling
+from onnxprune.channels import Coupling
 from onnxprune.flow import Site, Step, stand_ins
 from onnxprune.labels import BoolArray, Factor, IntArray
 from onnxprune.lossless.demand import own_weight
@@ -28,13 +28,13 @@ class Twins:
     def __init__(self, coupling: Coupling, facts: Facts, live: BoolArray) -> None:
         self.coupling, self.graph, self.root = coupling, coupling.graph, coupling.components.root
         self.live = live
-        self.readers: dict[Site, str | None] = {}
+        self.readers: set[Site] = set()
         self._execute = Executor(self.graph)
         self.mixed: BoolArray = np.zeros(len(self.root), np.bool_)
         for sum_ in facts.sums:
             weight = own_weight(self.graph, sum_)
             if weight is not None:
-                self.readers[Site(weight, sum_.summed[1][0])] = weight
+                self.readers.add(Site(weight, sum_.summed[1][0]))
                 continue
             for k, axes in sum_.summed.items():
                 tensor = coupling.flow.tensors.get(sum_.call.node.inputs[k])
@@ -44,27 +44,35 @@ class Twins:
 
     def merges(self) -> Iterator[tuple[IntArray, list[PlanEdit]]]:
         """For each group with copies: the components of the copies, and what has to be added up."""
-        for group in self.coupling.groups:
+        sites = self._sites()
+        classes: list[IntArray] = []
+        for number, group in enumerate(self.coupling.groups):
             candidates = group.roots[self.live[group.roots] & ~self.mixed[group.roots]]
-            sites = self._sites(group)
-            floats = all(self.graph.weights.elem_type(site.tensor) in FLOATS for site in sites)
-            if len(candidates) < 2 or not floats or not any(site in self.readers for site in sites):
+            floats = all(self.graph.weights.elem_type(site.tensor) in FLOATS for site in sites[number])
+            if len(candidates) > 1 and floats and any(site in self.readers for site in sites[number]):
+                classes += self._classes([s for s in sites[number] if s not in self.readers], candidates)
+        classes = self._moved_alike(classes)
+        for number, group in enumerate(self.coupling.groups):
+            found = [c for c in classes if c[0] in group.roots]
+            if not found:
                 continue
-            classes = self._classes([s for s in sites if s not in self.readers], candidates)
-            classes = self._moved_alike(classes)
-            if not classes:
-                continue
-            copies = np.concatenate([found[1:] for found in classes])
-            kept = np.concatenate([np.repeat(found[:1], len(found) - 1) for found in classes])
-            edits = [self._edit(site, copies, kept) for site in sites if site in self.readers]
+            copies = np.concatenate([c[1:] for c in found])
+            kept = np.concatenate([np.repeat(c[:1], len(c) - 1) for c in found])
+            edits = [self._edit(site, copies, kept) for site in sites[number] if site in self.readers]
             if all(edits):
                 yield copies, [edit for edit in edits if edit is not None]
 
-    def _sites(self, group: ChannelGroup) -> list[Site]:
-        """All weight axes the group's channels live on, by the names that nodes read."""
-        wanted = np.zeros(len(self.root), np.bool_)
-        wanted[group.roots] = True
-        return [site for site in self.coupling.flow.sites if wanted[self.root[self.coupling.labels(site)]].any()]
+    def _sites(self) -> list[list[Site]]:
+        """For each group, all weight axes that its channels live on, by the names that nodes read."""
+        number = np.full(len(self.root), -1)
+        for i, group in enumerate(self.coupling.groups):
+            number[group.roots] = i
+        found: list[list[Site]] = [[] for _ in self.coupling.groups]
+        for site in self.coupling.flow.sites:
+            for i in np.unique(number[self.root[self.coupling.labels(site)]]):
+                if i >= 0:
+                    found[i].append(site)
+        return found
 
     def _classes(self, sites: Sequence[Site], candidates: IntArray) -> list[IntArray]:
         """Components whose slices are equal on all of these axes."""

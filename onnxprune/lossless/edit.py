@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
@@ -21,9 +22,12 @@ def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
     Raises:
         PlanError: an edit does not fit the model.
     """
+    editing = _Editing(graph)
     for edit in edits:
-        graph = _added(_zeroed(graph, edit), edit) if edit.add else _zeroed(graph, edit)
-    return graph
+        editing.hand_over(edit)
+        if edit.add:
+            editing.add(edit)
+    return editing.result()
 
 
 def handed_over(values: Array, axis: int, channels: Iterable[int], into: Iterable[int]) -> Array:
@@ -37,70 +41,96 @@ def handed_over(values: Array, axis: int, channels: Iterable[int], into: Iterabl
         return np.moveaxis(wide, 0, axis).astype(values.dtype)
 
 
-def _zeroed(graph: Graph, edit: PlanEdit) -> Graph:
-    where = f"plan: edit of axis {edit.axis} of {edit.tensor!r}"
-    if edit.tensor not in graph.weights or graph.weights.elem_type(edit.tensor) not in FLOATS:
-        raise PlanError(f"{where}: there is no such weight in this model; the plan was made for another one")
-    shape = graph.weights.shape(edit.tensor)
-    size = shape[edit.axis] if 0 <= edit.axis < len(shape) else 0
-    if not all(0 <= c < size for c in (*edit.channels, *edit.into)) or len(edit.into) not in (0, len(edit.channels)):
-        raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
-    values = handed_over(graph.weights.read(edit.tensor), edit.axis, edit.channels, edit.into)
-    return _store(graph, {edit.tensor: graph.weights.replaced(edit.tensor, values)})
+class _Editing:
+    """Collects changes of stored tensors, and the nodes that read another one afterwards."""
 
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.tensors: dict[str, TensorProto] = {}
+        self.weights = graph.weights
+        self.nodes = {node.index: node for node in graph.nodes}
+        self.uses = dict(graph.uses)
+        self.new: list[str] = []
+        self.dropped: set[str] = set()
+        self.readers = Counter(name for node in graph.nodes for name in (*node.inputs, *node.captured))
+        self.readers.update(port.name for port in graph.outputs)
 
-def _store(graph: Graph, tensors: dict[str, TensorProto]) -> Graph:
-    """Put tensors in the place of stored ones; those that are values of nodes are written there as well."""
-    proto = graph.proto
-    if any(name in graph.producers for name in tensors):
-        proto = ModelProto()
-        proto.CopyFrom(graph.proto)
-        for name in filter(graph.producers.__contains__, tensors):
+    def hand_over(self, edit: PlanEdit) -> None:
+        """Give channels' weights to others, or to nobody."""
+        where = f"plan: edit of axis {edit.axis} of {edit.tensor!r}"
+        if edit.tensor not in self.weights or self.weights.elem_type(edit.tensor) not in FLOATS:
+            raise PlanError(f"{where}: there is no such weight in this model; the plan was made for another one")
+        shape = self.weights.shape(edit.tensor)
+        size = shape[edit.axis] if 0 <= edit.axis < len(shape) else 0
+        if not all(0 <= c < size for c in (*edit.channels, *edit.into)) or len(edit.into) not in (0, len(edit.channels)):
+            raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
+        values = handed_over(self.weights.read(edit.tensor), edit.axis, edit.channels, edit.into)
+        self._store(edit.tensor, self.weights.replaced(edit.tensor, values))
+
+    def add(self, edit: PlanEdit) -> None:
+        """Add a vector to a node's input: in place if nothing else reads it, otherwise as a tensor of its own."""
+        where = f"plan: edit of input {edit.input} of the node that writes {edit.node!r}"
+        writer = self.graph.producers.get(edit.node)
+        node = None if writer is None else self.nodes[writer.index]
+        name = "" if node is None else node.input(edit.input)
+        if node is None or not 0 <= edit.input <= len(node.inputs) or (name and name not in self.weights):
+            raise PlanError(f"{where}: there is no such vector in this model; the plan was made for another one")
+        old = self.weights.read(name) if name else np.zeros(len(edit.add), self.weights.read(edit.tensor).dtype)
+        if old.ndim and old.shape[-1] not in (1, len(edit.add)):
+            raise PlanError(f"{where}: it has {old.shape[-1]} channels, not {len(edit.add)}; the plan was made for another model")
+        values = (old.astype(np.float64) + np.array(edit.add, np.float64)).astype(old.dtype)
+        if name and self.readers[name] == 1 and name not in self.uses and values.shape == old.shape:
+            self._store(name, self.weights.replaced(name, values))
+        else:
+            self._read_own(node, edit.input, values)
+
+    def result(self) -> Graph:
+        """The graph as it is now. The structure is copied only if it changed, the weights not at all."""
+        graph, proto = self.graph, self.graph.proto
+        constants = [name for name in self.tensors if name in graph.producers]
+        if constants or self.new:
+            proto = ModelProto()
+            proto.CopyFrom(graph.proto)
+        for name in constants:
             node = proto.graph.node[graph.producers[name].index]
-            del node.attribute[1:]
-            node.attribute[0].Clear()
-            node.attribute[0].name, node.attribute[0].type = "value", 4  # AttributeProto.TENSOR
-            node.attribute[0].t.CopyFrom(tensors[name])
-    return replace(graph, proto=proto, weights=graph.weights.updated(tensors))
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("value", self.tensors[name]))
+        for name in self.new:
+            tensor = self.tensors[name]
+            proto.graph.initializer.append(TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims))
+        for node in self.nodes.values():
+            written = proto.graph.node[node.index].input
+            for k, name in enumerate(node.inputs):
+                if name in self.new:
+                    written.extend([""] * (k + 1 - len(written)))
+                    written[k] = name
+        weights = graph.weights.updated(self.tensors, without=self.dropped)
+        nodes = tuple(self.nodes[node.index] for node in graph.nodes)
+        return replace(graph, proto=proto, weights=weights, nodes=nodes, uses=self.uses)
 
+    def _store(self, name: str, tensor: TensorProto) -> None:
+        self.tensors[name] = tensor
+        self.weights = self.weights.updated({name: tensor})
 
-def _added(graph: Graph, edit: PlanEdit) -> Graph:
-    """Add a vector to a node's input: in place if nothing else reads it, otherwise as a tensor of its own."""
-    where = f"plan: edit of input {edit.input} of the node that writes {edit.node!r}"
-    node = graph.producers.get(edit.node)
-    name = "" if node is None else node.input(edit.input)
-    if node is None or not 0 <= edit.input <= len(node.inputs) or (name and name not in graph.weights):
-        raise PlanError(f"{where}: there is no such vector in this model; the plan was made for another one")
-    old = graph.weights.read(name) if name else np.zeros(len(edit.add), graph.weights.read(edit.tensor).dtype)
-    add = np.array(edit.add, np.float64)
-    if old.ndim and old.shape[-1] not in (1, len(add)):
-        raise PlanError(f"{where}: it has {old.shape[-1]} channels, the plan says {len(add)}; it was made for another model")
-    values = (old.astype(np.float64) + add).astype(old.dtype)
-    readers = sum(n.inputs.count(name) + n.captured.count(name) for n in graph.consumers.get(name, []))
-    if name and readers == 1 and name not in graph.uses and values.shape == old.shape:
-        return _store(graph, {name: graph.weights.replaced(name, values)})
-    return _own_vector(graph, node, edit.input, values)
-
-
-def _own_vector(graph: Graph, node: Node, index: int, values: Array) -> Graph:
-    taken = set(graph.weights) | {n for other in graph.nodes for n in (*other.inputs, *other.outputs)}
-    hint = f"{node.outputs[0]}_bias"
-    name = next(n for n in (hint, *(f"{hint}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
-    tensor = numpy_helper.from_array(values, name)
-    proto = ModelProto()
-    proto.CopyFrom(graph.proto)
-    proto.graph.initializer.append(TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims))
-    written = proto.graph.node[node.index].input
-    written.extend([""] * (index + 1 - len(written)))
-    written[index] = name
-    inputs = (*node.inputs, *[""] * (index + 1 - len(node.inputs)))
-    old, inputs = inputs[index], (*inputs[:index], name, *inputs[index + 1 :])
-    nodes = [replace(n, inputs=inputs) if n is node else n for n in graph.nodes]
-    uses = {n: use for n, use in graph.uses.items() if n != old}
-    dropped = [old] if graph.is_copy(old) else []
-    heir = next((n for n, use in uses.items() if use.tensor == old), None)
-    if old in graph.uses and not dropped and heir is not None:  # another reader takes over the vector's own name
-        nodes = [replace(n, inputs=tuple(old if i == heir else i for i in n.inputs)) for n in nodes]
-        uses[old], dropped = uses.pop(heir), [heir]
-    weights = graph.weights.updated({name: tensor}, without=dropped)
-    return replace(graph, proto=proto, weights=weights, nodes=tuple(nodes), uses=uses)
+    def _read_own(self, node: Node, index: int, values: Array) -> None:
+        """Let a node read a tensor of its own. If the old one was shared under its name, another reader takes that over."""
+        taken = self.readers.keys() | set(self.weights) | set(self.graph.producers)
+        hint = f"{node.outputs[0]}_bias"
+        name = next(n for n in (hint, *(f"{hint}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
+        self._store(name, numpy_helper.from_array(values, name))
+        self.new.append(name)
+        self.readers[name] = 1
+        inputs = [*node.inputs, *[""] * (index + 1 - len(node.inputs))]
+        old, inputs[index] = inputs[index], name
+        self.nodes[node.index] = replace(node, inputs=tuple(inputs))
+        self.readers[old] -= 1
+        use = self.uses.pop(old, None)
+        heir = next((n for n, other in self.uses.items() if other.tensor == old), None)
+        if use is not None and use.tensor != old:
+            self.dropped.add(old)
+        elif use is not None and heir is not None:
+            self.uses[old] = self.uses.pop(heir)
+            self.dropped.add(heir)
+            for other in list(self.nodes.values()):
+                if heir in other.inputs:
+                    self.nodes[other.index] = replace(other, inputs=tuple(old if n == heir else n for n in other.inputs))
