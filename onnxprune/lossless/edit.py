@@ -48,7 +48,8 @@ class _Editing:
         self.graph = graph
         self.tensors: dict[str, TensorProto] = {}
         self.weights = graph.weights
-        self.nodes = {node.index: node for node in graph.nodes}
+        self.nodes = list(graph.nodes)
+        self.writer = {name: at for at, node in enumerate(graph.nodes) for name in node.outputs}
         self.uses = dict(graph.uses)
         self.new: list[str] = []
         self.dropped: set[str] = set()
@@ -70,8 +71,7 @@ class _Editing:
     def add(self, edit: PlanEdit) -> None:
         """Add a vector to a node's input: in place if nothing else reads it, otherwise as a tensor of its own."""
         where = f"plan: edit of input {edit.input} of the node that writes {edit.node!r}"
-        writer = self.graph.producers.get(edit.node)
-        node = None if writer is None else self.nodes[writer.index]
+        node = self.nodes[self.writer[edit.node]] if edit.node in self.writer else None
         name = "" if node is None else node.input(edit.input)
         if node is None or not 0 <= edit.input <= len(node.inputs) or (name and name not in self.weights):
             raise PlanError(f"{where}: there is no such vector in this model; the plan was made for another one")
@@ -98,15 +98,14 @@ class _Editing:
         for name in self.new:
             tensor = self.tensors[name]
             proto.graph.initializer.append(TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims))
-        for node in self.nodes.values():
-            written = proto.graph.node[node.index].input
+        for node in self.nodes:
             for k, name in enumerate(node.inputs):
                 if name in self.new:
+                    written = proto.graph.node[node.index].input
                     written.extend([""] * (k + 1 - len(written)))
                     written[k] = name
         weights = graph.weights.updated(self.tensors, without=self.dropped)
-        nodes = tuple(self.nodes[node.index] for node in graph.nodes)
-        return replace(graph, proto=proto, weights=weights, nodes=nodes, uses=self.uses)
+        return replace(graph, proto=proto, weights=weights, nodes=tuple(self.nodes), uses=self.uses)
 
     def _store(self, name: str, tensor: TensorProto) -> None:
         self.tensors[name] = tensor
@@ -122,7 +121,7 @@ class _Editing:
         self.readers[name] = 1
         inputs = [*node.inputs, *[""] * (index + 1 - len(node.inputs))]
         old, inputs[index] = inputs[index], name
-        self.nodes[node.index] = replace(node, inputs=tuple(inputs))
+        self.nodes[self.writer[node.outputs[0]]] = replace(node, inputs=tuple(inputs))
         self.readers[old] -= 1
         use = self.uses.pop(old, None)
         heir = next((n for n, other in self.uses.items() if other.tensor == old), None)
@@ -131,6 +130,6 @@ class _Editing:
         elif use is not None and heir is not None:
             self.uses[old] = self.uses.pop(heir)
             self.dropped.add(heir)
-            for other in list(self.nodes.values()):
+            for at, other in enumerate(self.nodes):
                 if heir in other.inputs:
-                    self.nodes[other.index] = replace(other, inputs=tuple(old if n == heir else n for n in other.inputs))
+                    self.nodes[at] = replace(other, inputs=tuple(old if n == heir else n for n in other.inputs))
