@@ -155,5 +155,5 @@ class Twins:
             return None
         moved = (tuple(np.concatenate(part).tolist()) for part in (channels, into))
         edit = PlanEdit(site.tensor, site.axis, next(moved), next(moved))
-        values = handed_over(self.graph.weights.read(site.tensor), edit.axis, edit.channels, edit.into)
-        return edit if np.isfinite(values).all() else None
+        _, sums = handed_over(self.graph.weights.read(site.tensor), edit.axis, edit.channels, edit.into)
+        return edit if np.isfinite(sums).all() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
+from onnxprune.labels import IntArray
 from onnxprune.plan import PlanEdit
 from onnxprune.structure import Node
 from onnxprune.weights import FLOATS, Array
@@ -30,15 +31,14 @@ def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
     return editing.result()
 
 
-def handed_over(values: Array, axis: int, channels: Iterable[int], into: Iterable[int]) -> Array:
-    """A copy of a weight in which channels have given theirs to others, and are zero."""
+def handed_over(values: Array, axis: int, channels: Sequence[int], into: Sequence[int]) -> tuple[IntArray, Array]:
+    """What channels become that others give their weights to: their indices, and their slices, the axis first."""
     rows = np.moveaxis(values, axis, 0)
-    wide = rows.astype(np.float64)
-    if into:
-        np.add.at(wide, list(into), rows[list(channels)].astype(np.float64))
-    wide[list(channels)] = 0
+    targets, place = np.unique(np.asarray(into, np.int64), return_inverse=True)
+    sums = rows[targets].astype(np.float64)
+    np.add.at(sums, place, rows[np.asarray(channels, np.int64)[: len(into)]].astype(np.float64))
     with np.errstate(over="ignore"):
-        return np.moveaxis(wide, 0, axis).astype(values.dtype)
+        return targets, sums.astype(values.dtype)
 
 
 class _Editing:
@@ -65,7 +65,11 @@ class _Editing:
         size = shape[edit.axis] if 0 <= edit.axis < len(shape) else 0
         if not all(0 <= c < size for c in (*edit.channels, *edit.into)) or len(edit.into) not in (0, len(edit.channels)):
             raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
-        values = handed_over(self.weights.read(edit.tensor), edit.axis, edit.channels, edit.into)
+        values = self.weights.read(edit.tensor).copy()
+        targets, sums = handed_over(values, edit.axis, edit.channels, edit.into)
+        rows = np.moveaxis(values, edit.axis, 0)
+        rows[list(edit.channels)] = 0
+        rows[targets] = sums
         self._store(edit.tensor, self.weights.replaced(edit.tensor, values))
 
     def add(self, edit: PlanEdit) -> None:
