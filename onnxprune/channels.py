@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,13 @@ class ChannelGroup:
     def sites(self) -> tuple[Site, ...]:
         """The weight axes the channels live on."""
         return tuple(dict.fromkeys(m.site for m in self.members))
+
+    def only(self, stay: BoolArray) -> ChannelGroup:
+        """The group with some of its channels alone."""
+        number = np.cumsum(stay) - 1
+        chosen = [(m, stay[m.channels]) for m in self.members]
+        members = tuple(Member(m.site, m.positions[c], number[m.channels[c]], m.producer) for m, c in chosen)
+        return replace(self, roots=self.roots[stay], members=members, parameters=self.parameters * int(stay.sum()) // self.size)
 
     def slices(self, weights: Weights) -> Iterator[tuple[Array, IntArray]]:
         """The filters of every producer, one stored tensor at a time.

@@ -114,6 +114,10 @@ def prune(
     seed: Annotated[int, typer.Option(metavar="N", help="For everything random.")] = 0,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Replay a saved plan.", show_default=False)] = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan as JSON.", show_default=False)] = None,
+    free: Annotated[
+        bool,
+        typer.Option("--free", help="First remove what changes nothing: zero, unread, constant and doubled channels."),
+    ] = False,
     report: Json = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write the model.")] = False,
 ) -> None:
@@ -141,6 +145,7 @@ def prune(
             mixing=mixing,
             plan=plan,
             scratch=None if output is None or dry_run else output.absolute().parent,
+            free=free,
             progress=progress,
         )
         if output is not None and not dry_run:

@@ -49,18 +49,39 @@ class PlanCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanEdit:
+    """Weights that are changed before anything is cut, so that what leaves is not missed.
+
+    The ``channels`` of an axis of a stored tensor become zero. Where they are copies of others, their weights are added
+    to those of the channels ``into``, one by one. Where they are constants, what they contributed is ``add``: a vector
+    that is added to input ``input`` of the node that writes the tensor ``node``; an input that it lacks is added to zero.
+    """
+
+    tensor: str
+    axis: int
+    channels: tuple[int, ...]
+    into: tuple[int, ...] = ()
+    node: str = ""
+    input: int = 0
+    add: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """All cut weight axes of a model, which is known by the SHA-256 of its file."""
+    """All cut weight axes of a model, which is known by the SHA-256 of its file; ``edits`` come first."""
 
     model_sha256: str
     sites: tuple[PlanSite, ...]
     copies: tuple[PlanCopy, ...] = ()
+    edits: tuple[PlanEdit, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data (schema ``onnxprune.plan/1``)."""
         sites = [asdict(s) | {"keep": list(s.keep)} for s in self.sites]
         copies = [asdict(c) | {"keep": list(c.keep)} for c in self.copies]
-        return {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
+        edits = [asdict(e) | {name: list(getattr(e, name)) for name in ("channels", "into", "add")} for e in self.edits]
+        found = {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
+        return found | ({"edits": edits} if edits else {})
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.
@@ -95,7 +116,19 @@ class Plan:
                 )
                 for c in data.get("copies", ())
             )
-            return cls(str(data["model_sha256"]), sites, copies)
+            edits = tuple(
+                PlanEdit(
+                    str(e["tensor"]),
+                    int(e["axis"]),
+                    tuple(map(int, e["channels"])),
+                    tuple(map(int, e["into"])),
+                    str(e["node"]),
+                    int(e["input"]),
+                    tuple(map(float, e["add"])),
+                )
+                for e in data.get("edits", ())
+            )
+            return cls(str(data["model_sha256"]), sites, copies, edits)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan {str(path)!r} lacks or misspells {error}; save it again with --save-plan") from error
 
@@ -184,12 +217,7 @@ def allocate(
     Raises:
         OptionError: an option outside its range.
     """
-    if not 0 <= ratio < 1:
-        raise OptionError(f"ratio is {ratio}; it is the fraction of channels to remove, 0 <= ratio < 1")
-    if min_channels < 1:
-        raise OptionError(f"min-channels is {min_channels}; every layer keeps at least 1 channel")
-    if round_to < 1:
-        raise OptionError(f"round-to is {round_to}; kept channels are rounded up to a multiple of it, at least 1")
+    check_limits(ratio, min_channels, round_to)
     groups = coupling.groups
     if scope == "uniform":
         counts = [int(np.floor(g.size * ratio + 1e-9)) for g in groups]
@@ -199,12 +227,30 @@ def allocate(
         raise OptionError(f"scope is {scope!r}; choose uniform or global")
     removed = np.zeros(len(coupling.components.root), np.bool_)
     for group, values, count in zip(groups, scores, counts, strict=True):
-        keep = min(group.size, max(group.size - count, min_channels))
-        step = _step(group, round_to)
-        keep = min(group.size, -(-keep // step) * step)
+        keep = rounded(group, group.size - count, min_channels, round_to)
         order = np.argsort(values, kind="stable")
         removed[group.roots[order[: group.size - keep]]] = True
     return removed
+
+
+def check_limits(ratio: float, min_channels: int, round_to: int) -> None:
+    """Refuse what :func:`allocate` can't work with.
+
+    Raises:
+        OptionError: an option outside its range.
+    """
+    if not 0 <= ratio < 1:
+        raise OptionError(f"ratio is {ratio}; it is the fraction of channels to remove, 0 <= ratio < 1")
+    if min_channels < 1:
+        raise OptionError(f"min-channels is {min_channels}; every layer keeps at least 1 channel")
+    if round_to < 1:
+        raise OptionError(f"round-to is {round_to}; kept channels are rounded up to a multiple of it, at least 1")
+
+
+def rounded(group: ChannelGroup, keep: int, min_channels: int, round_to: int) -> int:
+    """How many channels a group keeps if ``keep`` are wanted: no fewer than the least, rounded up."""
+    step = _step(group, round_to)
+    return min(group.size, -(-min(group.size, max(keep, min_channels)) // step) * step)
 
 
 def _global_counts(groups: Sequence[ChannelGroup], scores: Sequence[Scores], ratio: float, min_channels: int) -> list[int]:

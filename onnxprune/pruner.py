@@ -14,20 +14,21 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune import data as datasets
-from onnxprune.channels import Coupling, analyse
+from onnxprune import lossless
+from onnxprune.channels import ChannelGroup, Coupling, analyse
 from onnxprune.cost import Cost, cost
-from onnxprune.errors import UsageError, VerificationError
-from onnxprune.evaluate import Verification, check_runs, measure, verify
+from onnxprune.errors import UsageError
+from onnxprune.evaluate import measure
 from onnxprune.files import Scratch, Source, place, save
 from onnxprune.graph import Graph, load
 from onnxprune.importance import CRITERIA
 from onnxprune.labels import BoolArray, Reason
 from onnxprune.lazy import AnyModel, LazyModel
-from onnxprune.plan import Plan, allocate, make_plan, removed_by
+from onnxprune.plan import Plan, PlanEdit, allocate, check_limits, make_plan, removed_by, rounded
+from onnxprune.proof import PRUNED, Proof
 from onnxprune.report import GroupRow, Report
-from onnxprune.runtime import Session
 from onnxprune.shapes import infer
-from onnxprune.surgery import RepairError, apply, mask
+from onnxprune.surgery import RepairError, apply
 from onnxprune.weights import Array
 
 Progress = Callable[[str], None]
@@ -35,10 +36,6 @@ Progress = Callable[[str], None]
 
 INLINE_LIMIT = 1_900_000_000
 """A model larger than this can't be one protobuf file; its weights go beside it."""
-
-
-_PRUNED, _MASKED = "pruned.onnx", "masked.data"
-"""What a large pruned model and the weights of the masked original are called in the scratch folder."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Result:
         size = self.pruned.nbytes if isinstance(self.pruned, LazyModel) else self.pruned.ByteSize()
         external = self.external_data or size > INLINE_LIMIT
         if self.scratch is not None and external:
-            place(self.scratch.folder / _PRUNED, path, move=move, source=self.source)
+            place(self.scratch.folder / PRUNED, path, move=move, source=self.source)
         else:
             save(self.pruned, path, external=external, source=self.source)
 
@@ -87,6 +84,7 @@ def prune(
     freeze: tuple[str, ...] = (),
     mixing: bool = False,
     plan: Plan | str | Path | None = None,
+    free: bool = False,
     scratch: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -105,6 +103,7 @@ def prune(
         mixing: also cut axes that a node normalises or averages over (LayerNormalization, RMSNorm, Softmax, means). The
             remaining values change by that, so that only the other cuts are proved; the report marks such groups.
         plan: replay this plan instead of choosing channels.
+        free: first remove what can go without any change of the outputs; the share is taken of what is left.
         scratch: folder for the temporary files that a model over 0.5 GB needs; by default the system's.
         progress: called at each stage.
 
@@ -113,18 +112,24 @@ def prune(
     """
     if criterion not in CRITERIA:
         raise UsageError(f"criterion {criterion!r} does not exist; choose one of {', '.join(sorted(CRITERIA))}")
+    if free and plan is not None:
+        raise UsageError("a plan says already what leaves; give either --plan or --free")
+    if free and mixing:
+        raise UsageError("what mixing cuts is never free; give either --mixing or --free")
     clock = _Clock(progress)
     with clock("load"):
         graph = load(model)
         dataset = None if data is None else datasets.read(data, graph.inputs)
-    choose = _Choice(ratio, criterion, scope, seed, min_channels, round_to, _read_plan(plan))
-    coupling, removed, pruned = _cut(graph, freeze, mixing, choose, clock)
+    choose = _Choice(ratio, criterion, scope, seed, min_channels, round_to, _read_plan(plan), free)
+    cut = _cut(graph, freeze, mixing, choose, clock)
+    coupling, removed, pruned = cut.coupling, cut.removed, cut.pruned
     with clock("plan"):
-        made = make_plan(coupling, removed)
+        made = replace(make_plan(coupling, removed), edits=cut.edits)
     if not (made.sites or made.copies):
         pruned = graph.assemble()
     with clock("verify"):
-        proved = _prove(coupling, removed, pruned, seed, None if scratch is None else Path(scratch))
+        proof = Proof(graph, coupling, seed, None if scratch is None else Path(scratch))
+        proved = proof.prove(removed, pruned, free=None if cut.free is None else cut.free.removed)
     with clock("report"):
         before, after = cost(graph, coupling.shapes), _cost_of(proved.graph)
         kept = [int((~removed[g.roots]).sum()) for g in coupling.groups]
@@ -132,7 +137,7 @@ def prune(
         metrics: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
         if dataset is not None:
             metrics = _metrics(graph, proved.model, dataset)
-    report = Report(before, after, rows, coupling.frozen, proved.verification, clock.elapsed, metrics)
+    report = Report(before, after, rows, coupling.frozen, proved.verification, clock.elapsed, metrics, cut.free_rows)
     return Result(proved.model, made, report, graph.source, graph.weights.has_external_data, proved.scratch)
 
 
@@ -163,14 +168,20 @@ class _Choice:
     min_channels: int
     round_to: int
     plan: Plan | None
+    free: bool
 
-    def removed(self, coupling: Coupling, clock: _Clock) -> BoolArray:
+    def removed(self, coupling: Coupling, gone: BoolArray | None, clock: _Clock) -> BoolArray:
+        """The components that leave; those in ``gone`` have left already, and the share is taken of the others."""
         if self.plan is not None:
             return removed_by(coupling, self.plan)
+        weights = coupling.graph.weights
+        if gone is not None and gone.any():
+            groups = tuple(g.only(~gone[g.roots]) for g in coupling.groups)
+            coupling, weights = replace(coupling, groups=groups), lossless.Left(coupling, gone)
         rng = np.random.default_rng(self.seed)
         with clock("score"):
-            scores = [CRITERIA[self.criterion](group, coupling.graph.weights, rng) for group in coupling.groups]
-            return allocate(
+            scores = [CRITERIA[self.criterion](group, weights, rng) for group in coupling.groups]
+            removed = allocate(
                 coupling,
                 scores,
                 ratio=self.ratio,
@@ -178,101 +189,53 @@ class _Choice:
                 min_channels=self.min_channels,
                 round_to=self.round_to,
             )
+        return removed if gone is None else removed | gone
+
+    def keeps(self, group: ChannelGroup, needed: int) -> int:
+        """How many channels a group keeps if so many are needed."""
+        return rounded(group, needed, self.min_channels, self.round_to)
 
 
-def _cut(
-    graph: Graph, freeze: tuple[str, ...], mixing: bool, choose: _Choice, clock: _Clock
-) -> tuple[Coupling, BoolArray, LazyModel]:
+@dataclass(frozen=True)
+class _Cut:
+    """A model cut: ``coupling`` is that of the graph after the plan's ``edits``; ``free`` left at no cost."""
+
+    coupling: Coupling
+    removed: BoolArray
+    pruned: LazyModel
+    edits: tuple[PlanEdit, ...]
+    free: lossless.Free | None
+
+    @property
+    def free_rows(self) -> tuple[lossless.FreeRow, ...] | None:
+        return None if self.free is None else self.free.rows
+
+
+def _cut(graph: Graph, freeze: tuple[str, ...], mixing: bool, choose: _Choice, clock: _Clock) -> _Cut:
     """Analyse, choose and cut. What turns out to be beyond repair is frozen, with the reason, and the rest tried again."""
     hold: dict[str, Reason] = {}
+    check_limits(choose.ratio, choose.min_channels, choose.round_to)
+    edits = choose.plan.edits if choose.plan is not None else ()
+    start = lossless.edited(graph, edits)
     while True:
-        with clock("analyse"):
-            coupling = analyse(graph, freeze=freeze, hold=hold, mixing=mixing)
-        removed = choose.removed(coupling, clock)
+        free = None
+        if choose.free:
+            with clock("free"):
+                free = lossless.find(graph, lambda g: analyse(g, freeze=freeze, hold=hold), choose.keeps)  # noqa: B023
+            coupling, edits = free.coupling, free.edits
+        else:
+            with clock("analyse"):
+                coupling = analyse(start, freeze=freeze, hold=hold, mixing=mixing)
+        removed = choose.removed(coupling, None if free is None else free.removed, clock)
         try:
             with clock("surgery"):
-                return coupling, removed, apply(coupling, removed)
+                return _Cut(coupling, removed, apply(coupling, removed), edits, free)
         except RepairError as error:
             node = error.node
             names = [n for n in (*node.inputs, *node.outputs) if n and n not in hold]
             if not names:
                 raise
             hold |= {name: Reason(node.label, error.why) for name in names}
-
-
-@dataclass(frozen=True)
-class _Proved:
-    """The pruned model, itself as a graph, and what proves it; ``scratch`` has its files where it is large."""
-
-    model: AnyModel
-    graph: Graph
-    verification: Verification
-    scratch: Scratch | None = None
-
-
-def _prove(coupling: Coupling, removed: BoolArray, pruned: LazyModel, seed: int, folder: Path | None) -> _Proved:
-    """Compare with the masked original. Large models are written first, and read back from these files.
-
-    Where some cuts are not exact, a model without these is proved instead, and the pruned one is only run.
-    """
-    mixed = removed & coupling.components.mixed
-    if mixed.any():
-        proof = _prove(coupling, removed & ~mixed, apply(coupling, removed & ~mixed), seed, folder)
-        if proof.scratch is not None:
-            proof.scratch.close()
-        final = _finished(pruned, folder, 0)
-        with _closing(final.scratch):
-            check_runs(coupling.graph, coupling.shapes, final.model, seed=seed)
-        return replace(final, verification=proof.verification)
-    plan = make_plan(coupling, removed)
-    if not (plan.sites or plan.copies):
-        model = pruned.ready()
-        Session(model, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
-        return _Proved(model, coupling.graph if pruned.large else load(pruned.complete()), _NOTHING)
-    masked = mask(coupling.graph, plan)
-    final = _finished(pruned, folder, masked.loose_bytes if masked.large else None)
-    with _closing(final.scratch):
-        if final.scratch is None:
-            return replace(final, verification=_verify(coupling, masked.complete(), final.model, seed))
-        verification = _verify(coupling, final.scratch.hold(masked, _MASKED), final.model, seed)
-        (final.scratch.folder / _MASKED).unlink()
-        return replace(final, verification=verification)
-
-
-_NOTHING = Verification(True, 0.0, 0.0, 0)
-
-
-def _finished(pruned: LazyModel, folder: Path | None, room: int | None) -> _Proved:
-    """The pruned model in memory, or where ``room`` for more bytes is asked, or it is large, in files."""
-    if room is None or (not room and not pruned.large):
-        model = pruned.complete()
-        return _Proved(model, load(model), _NOTHING)
-    scratch = Scratch(folder, room + pruned.nbytes)
-    with _closing(scratch):
-        save(pruned, scratch.folder / _PRUNED, external=True)
-        graph = load(scratch.folder / _PRUNED)
-        return _Proved(graph.assemble(), graph, _NOTHING, scratch)
-
-
-@contextmanager
-def _closing(scratch: Scratch | None) -> Iterator[None]:
-    """Remove the files if something goes wrong."""
-    try:
-        yield
-    except BaseException:
-        if scratch is not None:
-            scratch.close()
-        raise
-
-
-def _verify(coupling: Coupling, masked: AnyModel, pruned: AnyModel, seed: int) -> Verification:
-    verification = verify(coupling.graph, coupling.shapes, masked, pruned, seed=seed)
-    if not verification.passed:
-        raise VerificationError(
-            f"the pruned model differs from the masked original by {verification.max_rel_error:.1e} of the output's scale; "
-            "nothing was written. This is a defect of onnxprune: please report the model, or freeze the part it is in"
-        )
-    return verification
 
 
 def _cost_of(graph: Graph) -> Cost:

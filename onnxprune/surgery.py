@@ -130,7 +130,7 @@ class _Surgeon:
             self._empty_results(call, rule)
         inputs = tuple(self.new.get(n) if n else None for n in node.inputs)
         results = tuple(self.new.get(n) if n else None for n in node.outputs)
-        touched = inputs != call.inputs or results != call.outputs
+        touched = inputs != call.inputs or results != call.outputs or self._options_changed(call)
         sized: Iterable[int] = ()
         if rule is not None and rule.resize is not None and touched:
             resize = rule.resize(call, inputs, results, lambda side, k, axis: self._kept(call, side, k, axis))
@@ -141,6 +141,11 @@ class _Surgeon:
             self._check(call, rule, Resize({}, {}))
         if not moved and not followed:
             self._restore(call, sized)
+
+    def _options_changed(self, call: Call) -> bool:
+        """Whether a number that the node takes follows removed channels."""
+        pairs = ((old, self.new.value(n)) for old, n in zip(call.values, call.node.inputs, strict=True) if n and old is not None)
+        return any(now is not None and now.shape == old.shape and not np.array_equal(now, old) for old, now in pairs)
 
     def _empty_results(self, call: Call, rule: Rule) -> None:
         """Results without elements have no labels; their other axes follow the operands."""

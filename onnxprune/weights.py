@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,14 @@ class Weights(Mapping[str, TensorProto]):
     def pieces(self, name: str) -> Iterator[tuple[Box, Array]]:
         """The values part by part, in the order in which they are stored; a small tensor in one part."""
         return pieces(self.read(name))
+
+    def updated(self, tensors: Mapping[str, TensorProto], without: Iterable[str] = ()) -> Weights:
+        """The same stored tensors with some put in their place, or added, and others left out."""
+        return Weights({n: t for n, t in (self._tensors | dict(tensors)).items() if n not in set(without)}, self.folder)
+
+    def replaced(self, name: str, values: Array) -> TensorProto:
+        """A tensor of the same name, type and documentation that holds ``values``."""
+        return replaced(self._tensors[name], values)
 
 
 def pieces(values: Array, limit: int | None = None) -> Iterator[tuple[Box, Array]]:

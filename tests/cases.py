@@ -6,9 +6,11 @@ import cases_control
 import cases_elementwise
 import cases_indexing
 import cases_linear
+import cases_loop
 import cases_mixing
 import cases_movement
 import cases_recurrent
+import cases_scan
 from cases_net import Case, Net, check_model, run
 
 CASES: list[Case] = [
@@ -19,6 +21,8 @@ CASES: list[Case] = [
     *cases_mixing.CASES,
     *cases_recurrent.CASES,
     *cases_control.CASES,
+    *cases_loop.CASES,
+    *cases_scan.CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}
 BY_OP = {op: [case for case in CASES if case.op == op] for op in sorted({case.op for case in CASES})}

@@ -14,11 +14,16 @@ RTOL = 1e-4
 
 
 def stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Initializers and values of Constant nodes, the latter by the node's output."""
-    tensors = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    """Initializers and values of Constant nodes, the latter by the node's output, subgraphs included."""
+    tensors: dict[str, onnx.TensorProto] = {}
+    waiting = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        tensors.update((t.name, t) for t in graph.initializer)
+        for node in graph.node:
+            if node.op_type == "Constant":
+                tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+            waiting += [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
     return tensors
 
 
@@ -43,14 +48,15 @@ def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
 
 
 def feeds(model: onnx.ModelProto, seed: int = 0, batch: int = 2) -> dict[str, np.ndarray]:
-    """Random inputs; dynamic dimensions are ``batch`` on the first axis and 16 elsewhere."""
+    """Random inputs; dynamic dimensions are ``batch`` on the first axis, and where they are called like that, 16 elsewhere."""
     rng = np.random.default_rng(seed)
     names = {t.name for t in model.graph.initializer}
     found = {}
+    firsts = {p.type.tensor_type.shape.dim[0].dim_param for p in model.graph.input if p.type.tensor_type.shape.dim} - {""}
     for port in model.graph.input:
         if port.name not in names:
             dims = port.type.tensor_type.shape.dim
-            shape = [d.dim_value or (16 if i else batch) for i, d in enumerate(dims)]
+            shape = [d.dim_value or (16 if i and d.dim_param not in firsts else batch) for i, d in enumerate(dims)]
             dtype = onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type)
             values = rng.integers(0, 2, shape) if dtype.kind in "iub" else rng.standard_normal(shape)
             found[port.name] = values.astype(dtype)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import freed
 import graphs
 import judge
 import numpy as np
@@ -158,3 +159,19 @@ def test_a_defect_gives_one_line(model: Path, tmp_path: Path, monkeypatch: pytes
 def test_module_and_version() -> None:
     done = subprocess.run([sys.executable, "-m", "onnxprune", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("onnxprune ")
+
+
+def test_free(tmp_path: Path) -> None:
+    maker = freed.Maker(graphs.build(["plain", "residual", "gate"], "pool", 0))
+    group = maker.groups[0]
+    maker.zero(group, 1)
+    path, out, plan, report = (tmp_path / name for name in ("m.onnx", "o.onnx", "p.json", "r.json"))
+    onnx.save(maker.finish(), path)
+    result = cli("prune", path, "-o", out, "--ratio", 0, "--free", "--save-plan", plan, "--report", report)
+    assert result.exit_code == 0, result.output
+    assert "verified: the pruned model equals the original (" in result.stdout
+    assert json.loads(report.read_text())["free"] == [{"group": group.name, "zero": 1, "unread": 0, "constant": 0, "copies": 0}]
+    freed.assert_original(onnx.load(path), onnx.load(out))
+    refused = cli("prune", path, "-o", out, "--free", "--plan", plan)
+    assert refused.exit_code == 2
+    assert "give either --plan or --free" in refused.stderr

@@ -24,6 +24,6 @@ def test_units_leave(case: Case, end: str) -> None:
     model = case.net(end).model()
     coupling = analyse(load(model))
     removed, _ = random_plans(coupling, 0)[2]
-    before, after = hidden_sizes(model.graph.node), hidden_sizes(apply(coupling, removed).graph.node)
+    before, after = hidden_sizes(model.graph.node), hidden_sizes(apply(coupling, removed).proto.graph.node)
     assert before, "no recurrent layer"
     assert [old > new or old == 1 for old, new in zip(before, after, strict=True)] == [True] * len(before), coupling.frozen

@@ -50,7 +50,7 @@ class Mover:
         self.state, self.space = state, state.space
         self.call, self.rule = call, rule
         self.data = rule.carries(call.node)
-        self.fill = _fill_value(call)
+        self.fill = fill_value(call)
 
     def move(self) -> dict[str, Labelled] | None:
         """Labels of the outputs by name, or None if the node can't be run on labels."""
@@ -208,7 +208,7 @@ def _named(node: Node, positions: Sequence[int]) -> list[str]:
     return [node.inputs[k] for k in reversed(positions) if node.input(k)]
 
 
-def _fill_value(call: Call) -> float:
+def fill_value(call: Call) -> float:
     """What an operator fills its own positions with; NaN where that is not known."""
     if call.node.op == "ConstantOfShape":
         value = call.attribute("value")

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxprune.channels import ChannelGroup, Frozen
 from onnxprune.cost import Cost
 from onnxprune.evaluate import Verification
 from onnxprune.files import write_json
+from onnxprune.lossless import KINDS, FreeRow
 from onnxprune.report.text import columns, megabytes, shorten
 
 SCHEMA = "onnxprune.report/1"
@@ -37,6 +40,7 @@ class Report:
     verification: Verification | None
     elapsed: Mapping[str, float]
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"before": {}, "after": {}})
+    free: tuple[FreeRow, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.report/1``)."""
@@ -44,6 +48,7 @@ class Report:
             "schema": SCHEMA,
             "model": {"before": self.before.to_dict(), "after": self.after.to_dict()},
             "groups": [_group(row) for row in self.groups],
+            **({} if self.free is None else {"free": [row.to_dict() for row in self.free]}),
             "frozen": [
                 {
                     "tensor": f.tensor,
@@ -79,12 +84,21 @@ class Report:
             return "nothing was cut: the model is written unchanged"
         says = "equals" if v.passed else "DIFFERS FROM"
         return (
-            f"verified: the pruned model {says} the masked original (largest relative difference {v.max_rel_error:.1e} "
+            f"verified: the pruned model {says} {self._reference} (largest relative difference {v.max_rel_error:.1e} "
             f"over {v.inputs} random inputs)"
         )
 
+    @property
+    def _reference(self) -> str:
+        """What the pruned model was compared with."""
+        lost = sum(row.group.size - row.kept for row in self.groups)
+        free = sum(sum(row.counts) for row in self.free or ())
+        if not free:
+            return "the masked original"
+        return "the original" if free == lost else "the masked original, and without what was free alone the original"
+
     def __str__(self) -> str:
-        parts = [self._costs(), self._groups(), self._frozen()]
+        parts = [self._costs(), self._groups(), self._free(), self._frozen()]
         parts.append(self.proof)
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
@@ -113,6 +127,18 @@ class Report:
             rows.append((shorten(g.name, 48), str(g.size), str(row.kept), f"{g.parameters:,}", str(len(g.members))))
         more = [f"  ... and {len(self.groups) - ROWS} more groups"] if len(self.groups) > ROWS else []
         return "\n".join([columns(rows, right=(1, 2, 3, 4)), *more])
+
+    def _free(self) -> str:
+        if self.free is None:
+            return ""
+        if not self.free:
+            return "nothing is free: every channel that can be cut changes the outputs"
+        rows: list[tuple[str, ...]] = [("free", *KINDS)]
+        rows += [(shorten(row.group, 48), *(str(n) if n else "" for n in row.counts)) for row in self.free[:ROWS]]
+        if len(self.free) > 1:
+            totals = np.sum([row.counts for row in self.free], axis=0)
+            rows.append(("all", *map(str, totals.tolist())))
+        return columns(rows, right=(1, 2, 3, 4))
 
     def _frozen(self) -> str:
         if not self.frozen:

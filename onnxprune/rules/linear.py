@@ -3,7 +3,7 @@
 import math
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import add, fewer_groups
+from onnxprune.rules.registry import add, always, fewer_groups
 
 
 def _conv(call: Call) -> Signature | None:
@@ -32,6 +32,18 @@ def _column_to_image(call: Call) -> Signature | None:
     """Each channel's block of rows becomes its picture."""
     out = call.outputs[0]
     return None if out is None else parse("n (c !k) _, _, _ -> n c *", c=out[1])
+
+
+def _conv_steady(call: Call) -> bool:
+    """Zeros padded around a constant channel make its borders differ, unless each filter sees one position alone."""
+    single = all(size == 1 for size in call.shape(1)[2:])
+    return not any(call.attribute("pads", ())) and (single or not str(call.attribute("auto_pad", "")).startswith("SAME"))
+
+
+def _transposed_steady(call: Call) -> bool:
+    """Each position of the result sees other parts of the filter, unless there is but one part."""
+    changes = (*call.attribute("pads", ()), *call.attribute("output_padding", ()), *call.attribute("output_shape", ()))
+    return all(size == 1 for size in (*call.shape(1)[2:], *call.attribute("strides", ()))) and not any(changes)
 
 
 def _gemm(call: Call) -> Signature:
@@ -99,7 +111,14 @@ def _einsum_macs(call: Call) -> int:
 
 
 add(
-    "Conv", signature="n (g i) *, (g o) i *, (g o) -> n (g o) *", build=_conv, times=(1,), plus=(2,), resize=fewer_groups("group")
+    "Conv",
+    signature="n (g i) *, (g o) i *, (g o) -> n (g o) *",
+    build=_conv,
+    times=(1,),
+    plus=(2,),
+    resize=fewer_groups("group"),
+    steady=_conv_steady,
+    product=True,
 )
 add(
     "ConvTranspose",
@@ -108,9 +127,22 @@ add(
     times=(1,),
     plus=(2,),
     resize=fewer_groups("group"),
+    steady=_transposed_steady,
+    product=True,
 )
 add("DeformConv", signature="n i *, o i *, n _ *, o, n _ * -> n o *", build=_deform_conv, times=(1,), plus=(3,), note="one group")
 add("Col2Im", signature="n (c k) _, _, _ -> n c *", build=_column_to_image, times=(0,))
-add("Gemm", signature="m k, k n, n -> m n", build=_gemm, times=(0, 1), plus=(2,), note="any trans, alpha, beta")
-add("MatMul", signature="... m k, ... k n -> ... m n", build=_matmul, times=(0, 1))
-add("Einsum", signature="(the equation)", build=_einsum, times=(0, 1, 2, 3), note="without diagonals")
+add(
+    "Gemm",
+    signature="m k, k n, n -> m n",
+    build=_gemm,
+    times=(0, 1),
+    plus=(2,),
+    steady=always,
+    product=True,
+    note="any trans, alpha, beta",
+)
+add("MatMul", signature="... m k, ... k n -> ... m n", build=_matmul, times=(0, 1), steady=always, product=True)
+add(
+    "Einsum", signature="(the equation)", build=_einsum, times=(0, 1, 2, 3), steady=always, product=True, note="without diagonals"
+)

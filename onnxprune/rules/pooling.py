@@ -1,7 +1,7 @@
 """Pooling and resampling: each channel for itself."""
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import Kept, Kind, Resize, add
+from onnxprune.rules.registry import Kept, Kind, Resize, add, always
 from onnxprune.shapes import Shape
 
 
@@ -14,6 +14,17 @@ def _global_pool(call: Call) -> Signature:
     """All positions become one."""
     positions = " ".join(f"!x{i}" for i in range(call.rank() - 2))
     return parse(f"n c {positions} -> n c{' 1' * (call.rank() - 2)}")
+
+
+def _averages_itself(call: Call) -> bool:
+    """Whether no padded zeros are counted in."""
+    padded = any(call.attribute("pads", ())) or str(call.attribute("auto_pad", "")).startswith("SAME")
+    return not (padded and call.attribute("count_include_pad", 0))
+
+
+def _stays_inside(call: Call) -> bool:
+    """Whether nothing from outside the image is sampled."""
+    return bool(call.attribute("coordinate_transformation_mode") != "tf_crop_and_resize")
 
 
 def _resize(call: Call) -> Signature | None:
@@ -47,8 +58,9 @@ def _new_sizes(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shap
     return Resize({3: wanted}, {})
 
 
-add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), note="without the indices")
-add("AveragePool", "LpPool", signature="n c * -> n c *", times=(0,))
+add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), steady=always, note="without the indices")
+add("AveragePool", signature="n c * -> n c *", times=(0,), steady=_averages_itself)
+add("LpPool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
 add(
     "GlobalAveragePool",
     "GlobalMaxPool",
@@ -56,9 +68,9 @@ add(
     signature="n c !* -> n c *",
     build=_global_pool,
     times=(0,),
+    steady=always,
 )
-add("GlobalLpPool", signature="n c * -> n c *", times=(0,))
-add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes)
-add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,))
+add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes, steady=_stays_inside)
+add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,), steady=always)
 add("GridSample", signature="n c *, n * -> n c *", times=(0,))
 add("RoiAlign", signature="!n c *, r *, r -> r c *", times=(0,))

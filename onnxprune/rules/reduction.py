@@ -1,7 +1,7 @@
 """Reductions: the axes reduced over must stay whole, except where removed channels add nothing."""
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import Kind, add
+from onnxprune.rules.registry import Kind, add, always
 
 
 def _reduce(call: Call) -> Signature | None:
@@ -42,12 +42,13 @@ add(
     "ReduceMean",
     "ReduceMax",
     "ReduceMin",
-    "ReduceProd",
     kind=Kind.MIXING,
     signature="* !c -> *",
     build=_reduce,
     times=(0,),
+    steady=always,
 )
+add("ReduceProd", kind=Kind.MIXING, signature="* !c -> *", build=_reduce, times=(0,))
 add(
     "ReduceLogSum",
     kind=Kind.MIXING,

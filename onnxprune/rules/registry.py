@@ -39,6 +39,16 @@ Kept = Callable[[str, int, int], Array]
 """(``"input"`` or ``"output"``, position, axis) -> bool array: which indices of that axis stay."""
 
 
+def always(call: Call) -> bool:
+    """For :attr:`Rule.steady`: in every call."""
+    return True
+
+
+def never(call: Call) -> bool:
+    """For :attr:`Rule.steady`: in no call."""
+    return False
+
+
 @dataclass(frozen=True)
 class Rule:
     """One row of the table.
@@ -46,7 +56,9 @@ class Rule:
     ``times`` and ``plus`` say when a removed channel of the result is exactly zero in the masked model: if it is in any
     operand of ``times`` (all of them count as absent where the tuple is empty) and in every operand of ``plus``.
     ``ALL`` stands for every operand, ``zero=False`` for never. ``counts``: the result depends on how many channels there
-    are in front, so that mixing is out of the question (ArgMax).
+    are in front, so that mixing is out of the question (ArgMax). ``steady``: whether, in a call, a channel of the first
+    operand that has one value everywhere still has one everywhere afterwards (no border is padded with something else).
+    ``product``: the result is a sum of products of the operands, plus those of ``plus``, and nothing else.
     """
 
     op: str
@@ -62,6 +74,8 @@ class Rule:
     fills: bool = False
     counts: bool = False
     resize: Resizer | None = None
+    steady: Callable[[Call], bool] = never
+    product: bool = False
     note: str = ""
 
     @property
