@@ -7,7 +7,8 @@ from typing import Any
 
 from onnx import GraphProto, NodeProto, ValueInfoProto
 
-from onnxprune.structure import bodies, graphs, is_open
+from onnxprune.lazy import LazyTensor
+from onnxprune.structure import bodies, graphs, is_open, open_graphs
 
 
 def arranged(graph: GraphProto, numbers: Iterator[int], place: Mapping[int, int]) -> list[int]:
@@ -64,3 +65,12 @@ def redeclare(value: ValueInfoProto, shape: Sequence[int | None]) -> None:
     for dim, size in zip(dims, shape, strict=False):
         if size is not None and dim.HasField("dim_value"):
             dim.dim_value = size
+
+
+def fill_subgraphs(graph: GraphProto, tensors: Mapping[str, LazyTensor]) -> None:
+    """Put the data of subgraphs' initializers, which are read from nowhere else, into the proto."""
+    for part in list(open_graphs(graph))[1:]:
+        for header in part.initializer:
+            name = header.name
+            header.CopyFrom(tensors[name].proto())
+            header.name = name

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune.assembly import all_names, arranged, keep_known, read_names, redeclare
+from onnxprune.assembly import all_names, arranged, fill_subgraphs, keep_known, read_names, redeclare
 from onnxprune.errors import ModelError
 from onnxprune.files import Source, check_text, parse
 from onnxprune.intake import (
@@ -142,7 +142,7 @@ class Graph:
         for node in open_nodes(model.graph):
             _set_constant(node, weights or {})
         tensors = {name: (weights or {}).get(name) or self.lazy(name) for name in self.weights}
-        _fill_subgraphs(model.graph, tensors)
+        fill_subgraphs(model.graph, tensors)
         return LazyModel(model, {t.name: tensors[t.name] for t in self.proto.graph.initializer})
 
 
@@ -254,6 +254,10 @@ class Editor:
             copy.inputs.append(gs.Variable.empty())
         copy.inputs[index] = self._tensor(name)
 
+    def is_inside(self, node: Node) -> bool:
+        """Whether a node is in a subgraph."""
+        return self._owners[id(self._nodes[node.index])] is not self._gs
+
     def constant(self, hint: str, values: Array) -> str:
         """Add an initializer with these values and return its name, made unique from ``hint``."""
         name = self._unique(hint)
@@ -296,7 +300,7 @@ class Editor:
             kept = [tensors[t.name].header(t.name) for t in part.initializer if t.name in used]
             del part.initializer[:]
             part.initializer.extend(kept)
-        _fill_subgraphs(graph, tensors)
+        fill_subgraphs(graph, tensors)
         graph.initializer.extend(t for name, t in self._new.items() if name in used)
         graph.initializer.extend(tensors[name].header(name) for name in copies)
         keep_known(graph, used, dropped={t.name for t in self._graph.proto.graph.initializer} - used)
@@ -375,15 +379,6 @@ def _copies(part: gs.Graph, protos: Iterator[NodeProto]) -> Iterator[tuple[gs.No
         for a in proto.attribute if is_open(proto) else ():
             if a.type == AttributeProto.GRAPH:
                 yield from _copies(copy.attrs[a.name], protos)
-
-
-def _fill_subgraphs(graph: GraphProto, tensors: Mapping[str, LazyTensor]) -> None:
-    """Put the data of subgraphs' initializers, which are read from nowhere else, into the proto."""
-    for part in list(open_graphs(graph))[1:]:
-        for header in part.initializer:
-            name = header.name
-            header.CopyFrom(tensors[name].proto())
-            header.name = name
 
 
 def _set_constant(node: NodeProto, weights: Mapping[str, LazyTensor]) -> None:

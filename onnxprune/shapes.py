@@ -279,11 +279,16 @@ def _cross(node: Node, shapes: Shapes, seen: _Seen, varying: set[str]) -> None:
     if condition is not None and condition.size == 1:  # only one branch counts
         known = known[:1] if condition.any() else known[1:]
     shape = known[0] if known and known.count(known[0]) == len(known) else None
+    axis = node.attributes.get("removes", node.attributes.get("adds"))
+    if shape is not None and axis is not None:
+        outer = len(shape) + ("adds" in node.attributes)
+        shape = shape if -outer <= axis < outer else None
     if shape is not None and "removes" in node.attributes:
         shape = tuple(np.delete(shape, node.attributes["removes"]).tolist())
     if shape is not None and "adds" in node.attributes:
-        source, axis = node.attributes["length"] or ("", 0)
-        length = (shapes.get(source) or (None,) * (axis + 1))[axis]
+        source, along = node.attributes["length"] or ("", 0)
+        scanned = shapes.get(source)
+        length = scanned[along] if scanned is not None and -len(scanned) <= along < len(scanned) else None
         at = range(len(shape) + 1)[node.attributes["adds"]]
         shape = None if length is None else (*shape[:at], length, *shape[at:])
     if shape is None and output in seen:

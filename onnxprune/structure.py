@@ -114,10 +114,24 @@ def is_open(node: NodeProto) -> bool:
     """Whether a node's subgraphs are looked into: it is an ``If``, ``Loop`` or ``Scan`` of a form that is understood."""
     if node.op_type not in CONTROL or node.domain not in STANDARD:
         return False
-    inside = list(bodies(node))
+    parts = {a.name: a.g for a in node.attribute if a.type == AttributeProto.GRAPH}
     if node.op_type == "If":
-        return len(inside) == 2 and all(len(b.output) == len(node.output) and not b.input for b in inside)
-    return len(inside) == 1 and len(inside[0].input) == max(len(node.input), 2 if node.op_type == "Loop" else 0)
+        fits = len(node.input) == 1 and set(parts) == {"then_branch", "else_branch"}
+        return fits and all(len(b.output) == len(node.output) and not b.input for b in parts.values())
+    if set(parts) != {"body"}:
+        return False
+    body, given = parts["body"], len(node.input)
+    results = len(body.output) - (node.op_type == "Loop")
+    if len(node.output) > results or len(body.input) != (max(given, 2) if node.op_type == "Loop" else given):
+        return False
+    if node.op_type == "Loop":
+        return len(body.input) - 2 <= results
+    numbers = {a.name: a.i for a in node.attribute if a.type == AttributeProto.INT}
+    axes = {a.name: len(a.ints) if a.type == AttributeProto.INTS else -1 for a in node.attribute if a.name.endswith("_axes")}
+    scanned = numbers.get("num_scan_inputs", 0)
+    stacked = results - (given - scanned)
+    wanted = {"scan_input_axes": scanned, "scan_output_axes": stacked}
+    return 0 < scanned <= given and stacked >= 0 and all(count == wanted.get(name) for name, count in axes.items())
 
 
 def open_graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -338,6 +352,10 @@ def _in_order(scope: _Scope, known: set[str]) -> list[Node]:
     return order
 
 
+_PICKING = frozenset({"Gather", "Slice", "Split"})
+"""Operators that take a stored vector apart, all parts of which belong together."""
+
+
 def part_vectors(
     nodes: tuple[Node, ...], tensors: Mapping[str, TensorProto], elsewhere: set[str]
 ) -> tuple[tuple[Node, ...], dict[str, Use]]:
@@ -363,7 +381,7 @@ def part_vectors(
     inputs = [list(node.inputs) for node in nodes]
     uses: dict[str, Use] = {}
     for name, readers in places.items():
-        if len(readers) + (name in elsewhere) < 2:
+        if len(readers) + (name in elsewhere) < 2 or any(nodes[at].op in _PICKING for at, _ in readers):
             continue
         for at, k in readers:
             own = name

@@ -198,6 +198,9 @@ class _Surgeon:
             raise RepairError(node, f"{name!r} follows removed channels into a subgraph")
         if now is None or static is None or now.shape != wanted.shape:
             raise RepairError(node, f"the sizes it takes from {name!r} are not known")
+        if static.all():
+            self.editor.set_input(node, k, self.editor.constant(f"{name}_resized", wanted.astype(now.dtype)))
+            return
         wrong = now != wanted
         stuck = wrong & ~static
         if node.op == "Reshape" and stuck.sum() == 1 and not (wanted == -1).any() and wanted.all():
@@ -350,7 +353,12 @@ class _Surgeon:
         if len(reroute.sources) > 1:
             source = self.editor.insert("Concat", reroute.sources, f"{name}_joined", before=node, axis=reroute.axis)
         indices = self.editor.constant(f"{name}_order", index.astype(np.int64))
-        self.editor.replace_output(node, name, "Gather", [source, indices], axis=reroute.axis)
+        if not self.editor.is_inside(node):
+            self.editor.replace_output(node, name, "Gather", [source, indices], axis=reroute.axis)
+            return
+        gathered = self.editor.insert("Gather", [source, indices], f"{name}_gathered", before=node, axis=reroute.axis)
+        same = self.editor.constant(f"{name}_sizes", np.zeros(len(result), np.int64))  # so that onnxruntime knows the rank
+        self.editor.replace_output(node, name, "Reshape", [gathered, same])
 
 
 def _redeclared(masks: Sequence[BoolArray]) -> list[int | None]:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import onnxprune
-from onnxprune import files, lazy, pruner, weights
+from onnxprune import files, lazy, proof, pruner, weights
 from onnxprune.channels import analyse
 from onnxprune.cli import app
 from onnxprune.errors import ModelError, OutputError, VerificationError
@@ -36,7 +36,7 @@ STEPS = ["plain", "residual", "concat", "gate", "merged", "shuffle"]
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is too large for memory, and even small tensors are worked on in pieces."""
     monkeypatch.setattr(lazy, "LARGE", 0)
-    monkeypatch.setattr(lazy, "EXTERNAL_FROM", 64)
+    monkeypatch.setattr(lazy, "EXTERNAL_FROM", 72)
     monkeypatch.setattr(lazy, "_BLOCK", 100)
 
 
@@ -116,10 +116,10 @@ def test_a_large_tensor_is_never_held(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(weights, "PIECE", 1 << 18)
     monkeypatch.setattr(lazy, "_BLOCK", 1 << 18)
     rng = np.random.default_rng(0)
-    shapes = {"a": (64, 30_000), "b": (30_000, 64)}
+    shapes = {"a": (256, 30_000), "b": (30_000, 256)}
     stored = [numpy_helper.from_array(rng.standard_normal(s, dtype=np.float32) / 100, n) for n, s in shapes.items()]
     nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])]
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 64]) for n in "xy"]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 256]) for n in "xy"]
     model = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:], stored), ir_version=8)
     model.opset_import[0].version = 17
     path = outside(model, tmp_path / "in")
@@ -130,8 +130,8 @@ def test_a_large_tensor_is_never_held(tmp_path: Path, monkeypatch: pytest.Monkey
     result.save(tmp_path / "out.onnx")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert result.report.after.parameters == 64 * 30_000
-    assert peak < 6_000_000, "of two tensors of 7,680,000 bytes each"
+    assert result.report.after.parameters == 256 * 30_000
+    assert peak < 12_000_000, "of two tensors of 30,720,000 bytes each"
 
 
 @pytest.mark.parametrize("piece", [16, 100, 1 << 10, 1 << 14])
@@ -179,7 +179,7 @@ EXPORTED = sorted((Path(__file__).parent / "exported").glob("*.onnx"))[::9]
 
 @pytest.mark.parametrize("name", ["built", *(p.name for p in EXPORTED)])
 def test_the_same_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(lazy, "EXTERNAL_FROM", 64)
+    monkeypatch.setattr(lazy, "EXTERNAL_FROM", 72)
     model = graphs.build(STEPS, "pool", 0) if name == "built" else onnx.load(Path(__file__).parent / "exported" / name)
     path = outside(model, tmp_path / "in")
     (tmp_path / "one").mkdir()
@@ -311,7 +311,7 @@ def test_what_was_written_is_what_is_proved(path: Path, tmp_path: Path, monkeypa
         data[3] ^= 0x40
         (target.parent / f"{target.name}.data").write_bytes(data)
 
-    monkeypatch.setattr(pruner, "save", damaged)
+    monkeypatch.setattr(proof, "save", damaged)
     with pytest.raises((VerificationError, ModelError)):
         onnxprune.prune(path, ratio=0.5, scratch=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]

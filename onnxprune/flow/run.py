@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from onnx import GraphProto, TensorProto
 
@@ -48,7 +49,7 @@ def _flow_once(state: Flow, frozen: Mapping[str, Reason], filled: frozenset[tupl
     for node in state.graph.nodes:
         if node.op == "Constant" and node.outputs[0] in state.graph.weights:
             continue
-        call = describe(state.graph, node, state.shapes)
+        call = _live(describe(state.graph, node, state.shapes))
         state.steps.append(_visit(state, call, find(node.op, node.domain) if not _has_body(node) else None))
         for name in (n for n in node.outputs if node.border and n in state.tensors):
             state.tensors[name] = state.tensors[name].filled({axis for state_name, axis in filled if state_name == name})
@@ -89,6 +90,16 @@ def _label_sources(state: Flow, frozen: Mapping[str, Reason]) -> None:
         state.label_weight(name, labelled=elem_type in LABELLED and not sizes)
         if name in frozen:
             state.hold(name, frozen[name])
+
+
+def _live(call: Call) -> Call:
+    """Of a branch whose condition is the same for all inputs, only the one that is taken counts."""
+    condition, static = call.value(2), call.static[2] if len(call.static) > 2 else None
+    if not (call.node.border and call.node.op == "If") or condition is None or static is None or not static.all():
+        return call
+    taken = slice(0, 1) if condition.any() else slice(1, 2)
+    node = replace(call.node, inputs=call.node.inputs[taken])
+    return replace(call, node=node, inputs=call.inputs[taken], values=call.values[taken], static=call.static[taken])
 
 
 def _visit(state: Flow, call: Call, rule: Rule | None) -> Step:

@@ -8,12 +8,14 @@ from onnxprune.rules.notation import Call, Signature, parse
 from onnxprune.rules.registry import add
 
 
-def _cross(call: Call) -> Signature:
+def _cross(call: Call) -> Signature | None:
     """The axes pass; what is scanned loses the scanned axis, what is stacked gains one."""
     removed, added = call.attribute("removes"), call.attribute("adds")
     if removed is None and added is None:
         return parse("..., ... -> ...")
     outer = [f"a{i}" for i in range(call.rank() + (removed is None))]
+    if not -len(outer) <= (removed if removed is not None else added) < len(outer):
+        return None
     outer[removed if removed is not None else added] = "_"
     sides = " ".join(outer), " ".join(c for c in outer if c != "_")
     return parse(" -> ".join(sides if removed is not None else reversed(sides)))
