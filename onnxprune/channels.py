@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -119,16 +120,20 @@ def analyse(graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Re
 
 
 def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason]) -> Coupling:
-    """Where a split axis can be cut in two ways and the first turns out blocked, take the other if that one is free."""
+    """Where an axis can be cut in several ways and the first turns out blocked, take the next one that is free."""
     state = flow(graph, shapes, {}, names)
     components = state.space.components()
-    blocked = [i for i, (_, labels) in state.options.items() if components.held[labels].all()]
-    if blocked:
-        other = flow(graph, shapes, dict.fromkeys(blocked, 1), names)
+    chosen: dict[int, int] = {}
+    for way in count(1):
+        blocked = [i for i, (ways, labels) in state.options.items() if ways > way and components.held[labels].all()]
+        if not blocked:
+            break
+        other = flow(graph, shapes, chosen | dict.fromkeys(blocked, way), names)
         others = other.space.components()
         freed = [i for i in blocked if i in other.options and not others.held[other.options[i][1]].all()]
         if freed:
-            state = flow(graph, shapes, dict.fromkeys(freed, 1), names)
+            chosen |= dict.fromkeys(freed, way)
+            state = flow(graph, shapes, chosen, names)
             components = state.space.components()
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
 

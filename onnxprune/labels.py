@@ -235,6 +235,20 @@ def merge(parts: list[tuple[int, Factor]], space: LabelSpace) -> list[Factor]:
     return list(slots.values())
 
 
+def classes(table: IntArray) -> int:
+    """Into how many classes rows fall where rows that share a label belong together."""
+    _, labels = np.unique(table, return_inverse=True)
+    labels = labels.reshape(table.shape)
+    number = np.arange(len(table))
+    while True:
+        least = np.full(labels.max(initial=-1) + 1, len(table))
+        np.minimum.at(least, labels, number[:, None])
+        lower = least[labels].min(axis=1, initial=len(table))
+        if np.array_equal(lower, number):
+            return len(np.unique(number))
+        number = lower
+
+
 def compare_orders(a: Axis, b: Axis) -> bool:
     """Whether two axes carry exactly the same labels in the same order."""
     return len(a) == len(b) and all(np.array_equal(x.labels, y.labels) for x, y in zip(a, b, strict=True))

@@ -4,7 +4,8 @@ A computing operator is a line of notation: the axes of its operands, then those
 same channels; a weight's letter that reaches the result is a *producer* axis, one that is summed away a *consumer* axis.
 
     n i *, o i *, o -> n o *       Conv with one group
-    n (g i) *, (g o) i * ...       an axis composed of two: groups times channels per group
+    n (g i) *, (g o) i * ...       an axis composed of several: groups times channels per group; one of them is cut
+    (h d + h d + h e)              parts that lie one after the other, such as queries, keys and values
     *                              the remaining axes: positions, never cut
     ...                            the remaining axes, tied one by one with broadcasting
     !c                             an axis whose indices mix: must stay whole
