@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import cases_attention
 import cases_elementwise
+import cases_fused
 import cases_linear
 import cases_mixing
 import cases_movement
 from cases_net import Case, Net, check_model, run
 
-CASES: list[Case] = [*cases_elementwise.CASES, *cases_linear.CASES, *cases_movement.CASES, *cases_mixing.CASES]
+CASES: list[Case] = [
+    *cases_elementwise.CASES,
+    *cases_linear.CASES,
+    *cases_movement.CASES,
+    *cases_mixing.CASES,
+    *cases_attention.CASES,
+    *cases_fused.CASES,
+]
 BY_NAME = {case.name: case for case in CASES}
-BY_OP = {op: [case for case in CASES if case.op == op] for op in sorted({case.op for case in CASES})}
+BY_OP = {key: [case for case in CASES if case.key == key] for key in sorted({case.key for case in CASES})}
 
 __all__ = ["BY_NAME", "BY_OP", "CASES", "Case", "Net", "check_model", "run"]

@@ -23,7 +23,7 @@ To add an operator, add a row to the file of its family:
 True
 """
 
-from onnxprune.rules import elementwise, linear, movement, normalization, pooling, reduction
+from onnxprune.rules import attention, elementwise, fused, linear, movement, normalization, pooling, reduction
 from onnxprune.rules.notation import Call, Pattern, Signature, describe, parse
 from onnxprune.rules.registry import Kind, Resize, Rule, find, table
 
@@ -34,9 +34,11 @@ __all__ = [
     "Resize",
     "Rule",
     "Signature",
+    "attention",
     "describe",
     "elementwise",
     "find",
+    "fused",
     "linear",
     "movement",
     "normalization",

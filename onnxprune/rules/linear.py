@@ -6,8 +6,8 @@ from onnxprune.rules.notation import Call, Signature, parse
 from onnxprune.rules.registry import add, fewer_groups
 
 
-def _conv(call: Call) -> Signature | None:
-    """One group, depthwise, or general groups: the groups are an axis of their own."""
+def conv(call: Call) -> Signature:
+    """The groups are an axis of their own."""
     group = int(call.attribute("group", 1))
     if group == 1:
         return parse("n i *, o i *, o -> n o *")
@@ -21,7 +21,8 @@ def _conv_transpose(call: Call) -> Signature | None:
     return parse("n (g i) *, (g i) o *, (g o) -> n (g o) *", g=group)
 
 
-def _gemm(call: Call) -> Signature:
+def gemm(call: Call) -> Signature:
+    """Either factor may be transposed; the bias may be a scalar, a vector or a matrix."""
     a = "k m" if call.attribute("transA", 0) else "m k"
     b = "n k" if call.attribute("transB", 0) else "k n"
     bias = {0: "", 1: "n", 2: "m n"}[min(call.rank(2), 2)]
@@ -85,9 +86,7 @@ def _einsum_macs(call: Call) -> int:
     return math.prod(sizes.values()) if len(call.inputs) > 1 else 0
 
 
-add(
-    "Conv", signature="n (g i) *, (g o) i *, (g o) -> n (g o) *", build=_conv, times=(1,), plus=(2,), resize=fewer_groups("group")
-)
+add("Conv", signature="n (g i) *, (g o) i *, (g o) -> n (g o) *", build=conv, times=(1,), plus=(2,), resize=fewer_groups("group"))
 add(
     "ConvTranspose",
     signature="n (g i) *, (g i) o *, (g o) -> n (g o) *",
@@ -96,6 +95,6 @@ add(
     plus=(2,),
     resize=fewer_groups("group"),
 )
-add("Gemm", signature="m k, k n, n -> m n", build=_gemm, times=(0, 1), plus=(2,), note="any trans, alpha, beta")
+add("Gemm", signature="m k, k n, n -> m n", build=gemm, times=(0, 1), plus=(2,), note="any trans, alpha, beta")
 add("MatMul", signature="... m k, ... k n -> ... m n", build=_matmul, times=(0, 1))
 add("Einsum", signature="(the equation)", build=_einsum, times=(0, 1, 2, 3), note="without diagonals")

@@ -12,7 +12,7 @@ def _batch_norm(call: Call) -> Signature | None:
     return parse(f"n c *, c, c, c, c -> n c *{extra}")
 
 
-def _layer_norm(call: Call) -> Signature:
+def layer_norm(call: Call) -> Signature:
     """Everything from ``axis`` on is normalised together; the axes before it pass."""
     axis = call.axis(default=-1)
     letters = [f"a{i}" for i in range(call.rank())]
@@ -71,8 +71,8 @@ add(
     resize=fewer_groups("num_groups"),
     note="whole groups leave",
 )
-add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=_layer_norm, zero=False)
-add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=_layer_norm, zero=False)
+add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=layer_norm, zero=False)
+add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=layer_norm, zero=False)
 add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=_softmax, zero=False)
 add("LpNormalization", "CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
 add("LRN", kind=Kind.MIXING, signature="n !c * -> n c *", times=(0,))

@@ -62,6 +62,11 @@ class Rule:
     resize: Resizer | None = None
     note: str = ""
 
+    @property
+    def name(self) -> str:
+        """The operator with its domain, where that is not ONNX's own."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
+
     def carries(self, node: Node) -> tuple[int, ...]:
         """Which inputs of a movement operator carry the elements that it moves."""
         return tuple(range(len(node.inputs))) if self.data is None else self.data
