@@ -30,13 +30,14 @@ class RepairError(OnnxpruneError):
 
 
 def mask(graph: Graph, plan: Plan) -> ModelProto:
-    """The original with the removed channels' weights set to zero; shapes stay as they are."""
+    """The original with the removed channels' weights set to zero, or what stands for it; shapes stay as they are."""
     zeroed: dict[str, Array] = {}
     for site in plan.sites:
         values = zeroed[site.tensor] if site.tensor in zeroed else graph.weights.read(site.tensor).copy()
         gone = np.ones(site.of, np.bool_)
         gone[list(site.keep)] = False
-        values[(slice(None),) * site.axis + (gone,)] = 0
+        place = (slice(None),) * site.axis + (gone,)
+        values[place] = np.broadcast_to(site.fill.over(values.shape), values.shape)[place]
         zeroed[site.tensor] = values
     return graph.assemble({name: graph.weights.replaced(name, values) for name, values in zeroed.items()})
 
@@ -236,7 +237,7 @@ class _Surgeon:
                     continue
                 spread = self._spread(factor, tensor.shape, node.inputs[k])
                 try:
-                    results = self.execute(node, [*operands[:k], spread + 1, *operands[k + 1 :]], resize.attributes)
+                    results = rule.run(self.execute, node, [*operands[:k], spread + 1, *operands[k + 1 :]], resize.attributes)
                 except Exception:  # the evaluator's errors have no common base; whatever it can't do is repaired otherwise
                     return False
                 for name, result in zip(filter(None, node.outputs), results, strict=True):

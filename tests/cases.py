@@ -8,6 +8,7 @@ import cases_fused
 import cases_linear
 import cases_mixing
 import cases_movement
+import cases_quantised
 from cases_net import Case, Net, check_model, run
 
 CASES: list[Case] = [
@@ -17,6 +18,7 @@ CASES: list[Case] = [
     *cases_mixing.CASES,
     *cases_attention.CASES,
     *cases_fused.CASES,
+    *cases_quantised.CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}
 BY_OP = {key: [case for case in CASES if case.key == key] for key in sorted({case.key for case in CASES})}

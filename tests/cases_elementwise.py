@@ -262,8 +262,8 @@ CASES += [
 CASES += [
     *row("QuantizeLinear", (10, 13, 19, 21), "per tensor", lambda g, x: _quantised(g, x, None, 0)),
     *row("QuantizeLinear", 13, "zero point", lambda g, x: _quantised(g, x, None, 128)),
-    *row("QuantizeLinear", 13, "no zero point", lambda g, x: g.QuantizeLinear(x, 0.05), zero=False),
-    *row("QuantizeLinear", 13, "alone", lambda g, x: g.QuantizeLinear(x, 0.05, g.store(np.uint8(128))), zero=False),
+    *row("QuantizeLinear", 13, "no zero point", lambda g, x: g.QuantizeLinear(x, 0.05), zero=True),
+    *row("QuantizeLinear", 13, "alone", lambda g, x: g.QuantizeLinear(x, 0.05, g.store(np.uint8(128)))),
     *frozen("QuantizeLinear", 13, "per channel", lambda g, x: _quantised(g, x, 1, 0)),
     *row("QuantizeLinear", 13, "per batch", lambda g, x: g.QuantizeLinear(x, g.positive(2), axis=0)),
     *row(

@@ -18,7 +18,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph import load
 from onnxprune.labels import Reason
 from onnxprune.plan import Plan, allocate, make_plan, removed_by
-from onnxprune.rules import Call, Kind, Rule, Signature, registry, table
+from onnxprune.rules import Call, Kind, Points, Rule, Signature, registry, table
 from onnxprune.rules.notation import Pattern, Token
 from onnxprune.surgery import RepairError, apply, mask
 
@@ -233,6 +233,19 @@ def test_wrong_zero_is_noticed(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("rule", [r for r in table() if r.resize and r.kind is not Kind.MOVEMENT], ids=lambda r: r.name)
 def test_forgotten_resize_is_noticed(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     assert noticed(monkeypatch, replace(rule, resize=None))
+
+
+@pytest.mark.parametrize("rule", [r for r in table() if r.points != Points()], ids=lambda r: r.name)
+def test_forgotten_zero_point_is_noticed(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that takes 0 for zero where something else stands for it: results differ, or less can be cut than could."""
+
+    def channels(case: Case) -> int:
+        return sum(group.size for group in analyse(load(case.net("sum").model())).groups)
+
+    summed = [case for case in BY_OP[rule.name] if case.zero is True and case.end == "auto"]
+    right = [channels(case) for case in summed]
+    wrong = replace(rule, points=Points())
+    assert noticed(monkeypatch, wrong) or noticed(monkeypatch, wrong, end="sum") or [channels(c) for c in summed] != right
 
 
 @pytest.mark.parametrize("op", ["Log", "Reciprocal", "Acosh", "Div", "Mod", "ReduceLogSum"])

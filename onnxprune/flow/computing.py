@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from onnxprune.flow.state import Flow
-from onnxprune.labels import Axis, Factor, Labelled, Reason, classes
+from onnxprune.labels import Axis, Factor, Fill, Labelled, Reason, classes
 from onnxprune.rules import Call, Kind, Rule, Signature
 from onnxprune.rules.notation import Token, letters, parts
 from onnxprune.shapes import Shape
@@ -28,6 +30,7 @@ def compute(state: Flow, call: Call, rule: Rule, signature: Signature) -> dict[s
             if tokens is None or not binding.fits(call.shape(k), tokens):
                 return None
             operands[k] = tokens
+    binding.find_points(operands)
     binding.choose(operands)
     for k, tokens in operands.items():
         binding.bind(k, state.settle(call, k, binding.narrowed(tokens)), tokens)
@@ -46,6 +49,8 @@ class _Binding:
         self.call, self.rule, self.signature = call, rule, signature
         self.bound: dict[str, Axis] = {}
         self.zeros: dict[tuple[str, int], bool] = {}
+        self.wanted: dict[int, Fill | str | None] = {}
+        self.rest: dict[int, bool] = {}
         self.stored = {k for k, name in enumerate(call.node.inputs) if state.is_weight(name)}
         self.sizes: dict[str, int] = dict(signature.sizes)
         tokens = [t for pattern in (*signature.operands, *signature.results) for t in pattern.tokens]
@@ -142,9 +147,31 @@ class _Binding:
     def _uncut(self) -> set[str]:
         return {t for part in self.composed for t in letters(part)} - self.cut
 
+    # what stands for zero -------------------------------------------------------------------------------------------------
+    def find_points(self, operands: Mapping[int, Tokens]) -> None:
+        """What each operand's zero point is; zero points of channels that leave stay as they are."""
+        for k, tokens in operands.items():
+            point = self.rule.points.operands.get(k)
+            self.wanted[k] = self._point(point, tokens, operands.get(point, ()) if point is not None else ())
+
+    def _point(self, point: int | None, tokens: Tokens, own: Tokens) -> Fill | str | None:
+        """The zero point's value, or its name; None where there are several but not along one axis."""
+        name = self.call.node.input(point) if point is not None else ""
+        values = self.state.constant(name) if name else np.zeros(1, np.int64)
+        if values is None:
+            return name
+        flat = tuple(int(v) for v in values.ravel())
+        if len(flat) > 1 and len(own) == 1 and self.state.is_weight(name) and any(flat):
+            self.state.fills.setdefault(name, Fill(flat, 0))
+        if len(set(flat)) == 1:
+            return Fill(flat[:1])
+        return Fill(flat, tokens.index(own[0])) if len(own) == 1 and own[0] in tokens else None
+
     # tying --------------------------------------------------------------------------------------------------------------
     def bind(self, k: int, tensor: Labelled, tokens: Tokens) -> None:
         """Bind the axes of operand ``k``."""
+        decided = (self.rule.keeps and k == 0) or k in self.rule.points.operands.values()
+        self.rest[k] = decided or self.state.rests(self.call.node.inputs[k], tensor, self.wanted[k])
         for a, token in enumerate(tokens):
             axis = tensor.axis(a)
             if token in ("*", "_", "1"):
@@ -164,7 +191,7 @@ class _Binding:
 
     def _tie(self, letter: str, axis: Axis, k: int) -> None:
         loose = [f for f in axis if not self.space.is_held(f.labels)]
-        self.zeros[letter, k] = self.zeros.get((letter, k), True) and bool(loose) and all(f.zero for f in loose)
+        self.zeros[letter, k] = self.zeros.get((letter, k), self.rest[k]) and bool(loose) and all(f.zero for f in loose)
         reason = Reason(self.call.node.label, f"{self.call.node.op} meets an axis that can't be cut")
         self.bound[letter] = self.space.tie_axes(self.bound[letter], axis, reason) if letter in self.bound else axis
 
@@ -215,8 +242,10 @@ class _Binding:
     def _removed_is_zero(self, letter: str, k: int) -> bool:
         if (letter, k) in self.zeros:
             return self.zeros[letter, k]
-        value = self.call.value(k)
-        return value is not None and value.dtype.kind in "fiu" and not value.any()
+        value, wanted = self.call.value(k), self.wanted.get(k)
+        if value is None or value.dtype.kind not in "fiu" or not isinstance(wanted, Fill) or len(wanted.values) > 1:
+            return False
+        return bool((value == wanted.values[0]).all())
 
     def _zero(self, letter: str) -> bool:
         if not (self.rule.zero and self.signature.zero):
@@ -249,7 +278,20 @@ class _Binding:
                 if not axis and size > 1:
                     factors += self.state.held_axes(shape, reason, [a])
             found[name] = Labelled(shape, tuple(factors), weight)
+            if j == 0:
+                found[name] = replace(found[name], **self._result_rest())
         return found
+
+    def _result_rest(self) -> dict[str, Any]:
+        """What stands for zero in the first result."""
+        node, points = self.call.node, self.rule.points
+        first = self.state.tensors.get(node.inputs[0])
+        if self.rule.keeps and first is not None:
+            return {"rest": first.rest, "open": first.open}
+        if points.made is not None:
+            return {"rest": node.outputs[points.made]}
+        point = self._point(points.result, (), ())
+        return {"rest": float(point.values[0]) if isinstance(point, Fill) else point or math.nan}
 
     def _result_axis(self, token: Token, size: int) -> Axis:
         letter = token.lstrip("!") if isinstance(token, str) else next((t for t in letters(token) if t in self.cut), "")

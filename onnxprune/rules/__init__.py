@@ -23,14 +23,15 @@ To add an operator, add a row to the file of its family:
 True
 """
 
-from onnxprune.rules import attention, elementwise, fused, linear, movement, normalization, pooling, reduction
-from onnxprune.rules.notation import Call, Pattern, Signature, describe, parse
+from onnxprune.rules import attention, elementwise, fused, linear, movement, normalization, pooling, quantised, reduction
+from onnxprune.rules.notation import Call, Pattern, Points, Signature, describe, parse
 from onnxprune.rules.registry import Kind, Resize, Rule, find, table
 
 __all__ = [
     "Call",
     "Kind",
     "Pattern",
+    "Points",
     "Resize",
     "Rule",
     "Signature",
@@ -44,6 +45,7 @@ __all__ = [
     "normalization",
     "parse",
     "pooling",
+    "quantised",
     "reduction",
     "table",
 ]

@@ -82,7 +82,7 @@ add(
     times=(0, 1),
     note="any trans, alpha",
 )
-add("NhwcMaxPool", domain=MICROSOFT, signature="n * c -> n * c", times=(0,))
+add("NhwcMaxPool", domain=MICROSOFT, signature="n * c -> n * c", times=(0,), keeps=True)
 add("GridSample", domain=MICROSOFT, signature="n c *, n * -> n c *", times=(0,))
 add(
     "SkipLayerNormalization",

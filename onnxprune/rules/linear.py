@@ -29,12 +29,15 @@ def gemm(call: Call) -> Signature:
     return parse(f"{a}, {b}, {bias} -> m n")
 
 
+def product(first: int, second: int) -> tuple[str, str, str]:
+    """The axes of two factors of these ranks and of their product."""
+    rows, columns = ("" if rank == 1 else letter for rank, letter in ((first, " m"), (second, " n")))
+    return f"...{rows} k" if rows else "k", f"... k{columns}" if columns else "k", f"...{rows}{columns}"
+
+
 def _matmul(call: Call) -> Signature:
-    a = "k" if call.rank(0) == 1 else "... m k"
-    b = "k" if call.rank(1) == 1 else "... k n"
-    rows = "" if call.rank(0) == 1 else " m"
-    columns = "" if call.rank(1) == 1 else " n"
-    return parse(f"{a}, {b} -> ...{rows}{columns}")
+    a, b, result = product(call.rank(0), call.rank(1))
+    return parse(f"{a}, {b} -> {result}")
 
 
 def _einsum(call: Call) -> Signature | None:

@@ -30,7 +30,7 @@ def _group_norm(call: Call) -> Signature:
     return parse(f"n (g !c) *, {affine}, {affine} -> n (g c) *", g=group)
 
 
-def _softmax(call: Call) -> Signature:
+def softmax(call: Call) -> Signature:
     """One axis since opset 13; before, all axes from ``axis`` on."""
     since_13 = call.version >= 13
     axis = call.axis(default=-1 if since_13 else 1)
@@ -73,6 +73,6 @@ add(
 )
 add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=layer_norm, zero=False)
 add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=layer_norm, zero=False)
-add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=_softmax, zero=False)
+add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=softmax, zero=False)
 add("LpNormalization", "CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
 add("LRN", kind=Kind.MIXING, signature="n !c * -> n c *", times=(0,))

@@ -130,6 +130,15 @@ class Signature:
     whole: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Points:
+    """Where zero points are: the operand that has it by the operand it is for; the result's; or the output that it is."""
+
+    operands: Mapping[int, int] = field(default_factory=dict)
+    result: int | None = None
+    made: int | None = None
+
+
 _TOKEN = re.compile(r"\(([a-z0-9!+ ]+)\)|(\.\.\.)|(\*)|(!?[a-z][a-z0-9]*)|(1)|(_)|(\S)")
 
 

@@ -41,9 +41,10 @@ def _new_sizes(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shap
     return Resize({3: wanted}, {})
 
 
-add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), note="without the indices")
+add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), keeps=True, note="without the indices")
 add("AveragePool", "LpPool", signature="n c * -> n c *", times=(0,))
-add("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
+add("GlobalMaxPool", signature="n c * -> n c *", times=(0,), keeps=True)
+add("GlobalAveragePool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
 add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes)
 add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,))
 add("GridSample", signature="n c *, n * -> n c *", times=(0,))
