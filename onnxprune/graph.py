@@ -13,19 +13,22 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnxprune.assembly import all_names, arranged, keep_known, read_names, redeclare
 from onnxprune.errors import ModelError
 from onnxprune.files import Source, check_text, parse
 from onnxprune.intake import (
     PRODUCTS,
     check_attributes,
+    distinct_names,
     inline_attributes,
     opset_versions,
     stored_tensors,
@@ -38,8 +41,10 @@ from onnxprune.structure import (
     Use,
     all_tensors,
     bodies,
-    captured,
     describe_port,
+    is_open,
+    open_graphs,
+    open_nodes,
     part_vectors,
     sorted_nodes,
     weights_inside,
@@ -53,7 +58,8 @@ G_LOGGER.severity = G_LOGGER.ERROR
 class Graph:
     """A model: ``proto`` without the weights' data, ``weights`` beside it, ``nodes`` in an order in which they can run.
 
-    A vector that several nodes read has a name for each of them: ``uses`` tells which stored tensor that is.
+    Nodes and weights in the subgraphs of ``If``, ``Loop`` and ``Scan`` are among them; all names are distinct. A vector
+    that several nodes read has a name for each of them: ``uses`` tells which stored tensor that is.
     """
 
     proto: ModelProto
@@ -64,6 +70,11 @@ class Graph:
     opset: Mapping[str, int]
     uses: Mapping[str, Use]
     source: Source = field(repr=False)
+
+    @cached_property
+    def protos(self) -> tuple[NodeProto, ...]:
+        """The nodes' protos by ``Node.index``; border nodes have none."""
+        return tuple(open_nodes(self.proto.graph))
 
     @cached_property
     def producers(self) -> dict[str, Node]:
@@ -82,9 +93,9 @@ class Graph:
 
     @property
     def inner_tensors(self) -> Iterator[tuple[Node, str, TensorProto]]:
-        """The tensors stored inside nodes' subgraphs: the node of the main graph, their name, themselves."""
+        """The tensors stored inside subgraphs that are not looked into: the node, their name, themselves."""
         for node in self.nodes:
-            for body in bodies(self.proto.graph.node[node.index]):
+            for body in bodies(self.protos[node.index]) if not node.border and node.outputs else ():
                 yield from ((node, name, tensor) for name, tensor in weights_inside(body))
 
     def is_copy(self, name: str) -> bool:
@@ -117,9 +128,10 @@ class Graph:
         """The complete model again, with some stored tensors replaced by others of the same name."""
         model = ModelProto()
         model.CopyFrom(self.proto)
-        for node in model.graph.node:
+        for node in open_nodes(model.graph):
             _set_constant(node, weights or {})
-        _export_weights(model.graph, self.weights, weights or {}, set(self.weights))
+        for graph in open_graphs(model.graph):
+            _export_weights(graph, self.weights, weights or {}, set(self.weights))
         return model
 
 
@@ -154,10 +166,11 @@ def _graph(model: ModelProto, folder: Path | None, source: Source) -> Graph:
         model = without_functions(model)
     check_attributes(model.graph)
     opset = opset_versions(model)
-    tensors = stored_tensors(model.graph)
-    filters = {name for node in model.graph.node if node.op_type in PRODUCTS for name in node.input[1:]}
+    filters = {name for node in open_nodes(model.graph) if node.op_type in PRODUCTS for name in node.input[1:]}
     for name, tensor in all_tensors(model.graph):
         check(tensor, name, folder, mask=name not in filters)
+    model = distinct_names(model)
+    tensors = stored_tensors(model.graph)
     inputs = tuple(describe_port(v) for v in model.graph.input if v.name not in tensors)
     for port in inputs:
         size = math.prod(d for d in port.shape or () if isinstance(d, int))
@@ -189,21 +202,30 @@ class Editor:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         bare = ModelProto(ir_version=graph.proto.ir_version, opset_import=graph.proto.opset_import)
-        bare.graph.name = graph.proto.graph.name or "graph"
-        protos = graph.proto.graph.node
-        for node in graph.nodes:
-            proto = bare.graph.node.add()
-            proto.CopyFrom(protos[node.index])
-            proto.input[:] = node.inputs
-        bare.graph.input.extend(ValueInfoProto(name=p.name) for p in graph.proto.graph.input)
-        bare.graph.output.extend(ValueInfoProto(name=p.name) for p in graph.outputs)
+        bare.graph.CopyFrom(graph.proto.graph)
+        bare.graph.name = bare.graph.name or "graph"
+        place = {node.index: at for at, node in enumerate(graph.nodes)}
+        order = arranged(bare.graph, count(), place)
+        for part in open_graphs(bare.graph):
+            for field_name in ("initializer", "sparse_initializer", "value_info", "quantization_annotation"):
+                part.ClearField(field_name)
+            for value in (*part.input, *part.output):
+                value.ClearField("type")
+        by_index = {node.index: node for node in graph.nodes if not node.border}
+        for index, proto in zip(order, open_nodes(bare.graph), strict=True):
+            if not is_open(proto):  # which keeps its inputs, whatever Node says
+                proto.input[:] = by_index[index].inputs
         self._gs = gs.import_onnx(bare)
-        self._nodes = {node.index: copy for node, copy in zip(graph.nodes, self._gs.nodes, strict=True)}
-        self._tensors: dict[str, gs.Tensor] = dict(self._gs.tensors())
-        self._originals = {id(copy): protos[node.index] for node, copy in zip(graph.nodes, self._gs.nodes, strict=True)}
+        copies = list(_copies(self._gs, open_nodes(bare.graph)))
+        self._nodes = {index: copy for index, (copy, _) in zip(order, copies, strict=True)}
+        self._owners = {id(copy): part for copy, part in copies}
+        self._originals = {id(copy): graph.protos[index] for index, copy in self._nodes.items()}
+        self._tensors: dict[str, gs.Tensor] = {}
+        for part in {id(part): part for part in (self._gs, *self._owners.values())}.values():
+            self._tensors.update(part.tensors())
         self._edited: set[int] = set()
         self._new: dict[str, TensorProto] = {}
-        self._names = set(self._tensors) | set(graph.weights)
+        self._names = set(self._tensors) | set(graph.weights) | all_names(graph.proto.graph)
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
         """Give a node's attribute a new value; ``None`` removes it."""
@@ -248,26 +270,27 @@ class Editor:
             weights: tensors that replace stored ones of the same name; the others are copied as they are.
             shapes: new sizes of tensors whose declared shape changed; None leaves that dimension as it was declared.
         """
-        self._gs.cleanup(recurse_subgraphs=False, recurse_functions=False)
+        self._gs.cleanup(recurse_functions=False)
         model = ModelProto()
         model.CopyFrom(self._graph.proto)
         graph = model.graph
         for name, use in self._graph.uses.items():
             if self._graph.is_copy(name) and _same(weights.get(name), weights.get(use.tensor)):
                 self._tensors[name].name = use.tensor
-        del graph.node[:]
-        graph.node.extend(self._export(node, weights) for node in self._gs.nodes)
-        used = _read_names(graph)
-        _export_weights(graph, self._graph.weights, weights, used)
+        self._export_nodes(self._gs, graph, weights)
+        used = read_names(graph)
+        for part in open_graphs(graph):
+            _export_weights(part, self._graph.weights, weights, used)
         graph.initializer.extend(t for name, t in self._new.items() if name in used)
         for name in filter(self._graph.is_copy, used):
             copy = graph.initializer.add()
             copy.CopyFrom(weights[name] if name in weights else self._graph.weights.inline(name))
             copy.name = name
-        _keep_known(graph, used, dropped={t.name for t in self._graph.proto.graph.initializer} - used)
-        for value in (*graph.input, *graph.value_info):
-            if value.name in shapes:
-                _redeclare(value, shapes[value.name])
+        keep_known(graph, used, dropped={t.name for t in self._graph.proto.graph.initializer} - used)
+        for part in open_graphs(graph):
+            for value in (*part.input, *part.output, *part.value_info):
+                if value.name in shapes:
+                    redeclare(value, shapes[value.name])
         return model
 
     def _tensor(self, name: str) -> gs.Tensor:
@@ -287,7 +310,18 @@ class Editor:
         tensor = self._tensor(output)
         new = gs.Node(op, name=self._unique(f"{output}/{op}"), attrs=dict(attributes), inputs=[self._tensor(i) for i in inputs])
         new.outputs = [tensor]
-        self._gs.nodes.insert(self._gs.nodes.index(self._nodes[before.index]), new)
+        part = self._owners[id(self._nodes[before.index])]
+        part.nodes.insert(part.nodes.index(self._nodes[before.index]), new)
+
+    def _export_nodes(self, part: gs.Graph, graph: GraphProto, weights: Mapping[str, TensorProto]) -> None:
+        """Replace a graph's nodes by those of its copy, subgraphs included."""
+        del graph.node[:]
+        for copy in part.nodes:
+            node = graph.node.add()
+            node.CopyFrom(self._export(copy, weights))
+            for a in node.attribute if is_open(node) else ():
+                if a.type == AttributeProto.GRAPH:
+                    self._export_nodes(copy.attrs[a.name], a.g, weights)
 
     def _export(self, node: gs.Node, weights: Mapping[str, TensorProto]) -> NodeProto:
         """The node's proto: the original with its inputs renamed where it was not edited, so that nothing is lost."""
@@ -320,6 +354,16 @@ _UNKNOWN_TO_GS = frozenset(
 )
 
 
+def _copies(part: gs.Graph, protos: Iterator[NodeProto]) -> Iterator[tuple[gs.Node, gs.Graph]]:
+    """graphsurgeon's nodes in the order of the protos, each with the graph that it is in."""
+    for copy in list(part.nodes):
+        proto = next(protos)
+        yield copy, part
+        for a in proto.attribute if is_open(proto) else ():
+            if a.type == AttributeProto.GRAPH:
+                yield from _copies(copy.attrs[a.name], protos)
+
+
 def _set_constant(node: NodeProto, weights: Mapping[str, TensorProto]) -> None:
     if node.op_type == "Constant" and node.output[0] in weights:
         del node.attribute[:]
@@ -337,37 +381,3 @@ def _export_weights(graph: GraphProto, stored: Weights, replaced: Mapping[str, T
 def _same(a: TensorProto | None, b: TensorProto | None) -> bool:
     """Whether what became of two tensors that were equal is still equal."""
     return a is b or (a is not None and b is not None and a.raw_data == b.raw_data)
-
-
-def _read_names(graph: GraphProto) -> set[str]:
-    names = {v.name for v in graph.output}
-    for node in graph.node:
-        names.update(node.input)
-        for body in bodies(node):
-            names |= captured(body)
-    return names
-
-
-def _keep_known(graph: GraphProto, used: set[str], dropped: set[str]) -> None:
-    """Drop the declarations of tensors that are gone: shapes, annotations, inputs that were initializers."""
-    initializers = {t.name for t in graph.initializer}
-    written = {out for node in graph.node for out in node.output}
-    present = used | written | initializers
-    _filter(graph.input, lambda v: v.name not in dropped)
-    _filter(graph.value_info, lambda v: v.name in present)
-    _filter(graph.quantization_annotation, lambda a: a.tensor_name in present)
-    _filter(graph.sparse_initializer, lambda t: t.values.name in used)
-
-
-def _filter(repeated: Any, keep: Any) -> None:
-    kept = [item for item in repeated if keep(item)]
-    if len(kept) < len(repeated):
-        del repeated[:]
-        repeated.extend(kept)
-
-
-def _redeclare(value: ValueInfoProto, shape: Sequence[int | None]) -> None:
-    dims = value.type.tensor_type.shape.dim
-    for dim, size in zip(dims, shape, strict=False):
-        if size is not None and dim.HasField("dim_value"):
-            dim.dim_value = size

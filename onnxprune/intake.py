@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.errors import ModelError
 from onnxprune.files import FILE_LIMIT, one_line
-from onnxprune.structure import STANDARD, all_tensors, bodies, constant_tensor, graphs
+from onnxprune.structure import STANDARD, all_tensors, bodies, constant_tensor, graphs, is_open, open_graphs
 from onnxprune.weights import inlined
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN"})
@@ -39,6 +41,8 @@ def opset_versions(model: ModelProto) -> dict[str, int]:
 
 def check_attributes(graph: GraphProto) -> None:
     """Refuse sizes of zero, less or an absurd amount, by some of which onnxruntime divides without looking."""
+    if _depth(graph) > _NESTING:
+        raise ModelError("too deeply nested, or too large, for one protobuf message; export it again")
     for node in (n for part in graphs(graph) for n in part.node if n.domain in STANDARD):
         for a in node.attribute:
             sizes = a.ints if a.type == AttributeProto.INTS else (a.i,) if a.type == AttributeProto.INT else ()
@@ -49,6 +53,13 @@ def check_attributes(graph: GraphProto) -> None:
             if wrong and a.name in _SIZES:
                 raise ModelError(f"{where}: its {a.name} is {wrong[0]}, which can't be; the file is damaged, export it again")
 
+
+def _depth(graph: GraphProto) -> int:
+    return 1 + max((_depth(body) for node in graph.node for body in bodies(node)), default=0)
+
+
+_NESTING = 33
+"""Protobuf reads messages nested 100 deep; a subgraph is three levels."""
 
 _SIZES = frozenset({"blocksize", "dilations", "group", "hidden_size", "kernel_shape", "num_groups", "num_outputs", "strides"})
 
@@ -91,19 +102,20 @@ def inline_attributes(graph: GraphProto, folder: Path | None) -> None:
 
 
 def stored_tensors(graph: GraphProto) -> dict[str, TensorProto]:
-    """The initializers and Constant values of the main graph by name.
+    """The initializers and Constant values of a graph and the subgraphs that are looked into, by name.
 
     Raises:
         ModelError: two different ones have the same name.
     """
     tensors: dict[str, TensorProto] = {}
-    for tensor in graph.initializer:
-        _add_tensor(tensors, tensor.name, tensor)
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain in STANDARD and node.output:
-            constant = constant_tensor(node)
-            if constant is not None:
-                _add_tensor(tensors, node.output[0], constant)
+    for part in open_graphs(graph):
+        for tensor in part.initializer:
+            _add_tensor(tensors, tensor.name, tensor)
+        for node in part.node:
+            if node.op_type == "Constant" and node.domain in STANDARD and node.output:
+                constant = constant_tensor(node)
+                if constant is not None:
+                    _add_tensor(tensors, node.output[0], constant)
     return tensors
 
 
@@ -113,21 +125,79 @@ def _add_tensor(tensors: dict[str, TensorProto], name: str, tensor: TensorProto)
         raise ModelError(f"two different weights are called {name!r}, and it is not clear which is meant; rename one of them")
 
 
+def distinct_names(model: ModelProto) -> ModelProto:
+    """The model itself, or a copy in which no subgraph that is looked into uses a name that another graph uses too."""
+    if not any(is_open(node) for node in model.graph.node):
+        return model
+    counts = Counter(name for part in open_graphs(model.graph) for name in _defined(part))
+    if max(counts.values(), default=1) < 2:
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    taken = {name for part in graphs(copy.graph) for name in _defined(part)} | _defined(copy.graph)
+    seen = set(_defined(copy.graph))
+    for part in list(open_graphs(copy.graph))[1:]:
+        names: dict[str, str] = {}
+        for name in sorted(_defined(part)):
+            if name in seen:
+                names[name] = next(new for k in itertools.count(1) if (new := f"{name}_{k}") not in taken)
+                taken.add(names[name])
+            seen.add(names.get(name, name))
+        if names:
+            _rename(part, names)
+    return copy
+
+
+def _defined(graph: GraphProto) -> set[str]:
+    names = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    return names | {out for node in graph.node for out in node.output if out}
+
+
+def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of a graph, in its subgraphs too where these do not hide them."""
+    for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for body in bodies(node):
+            hidden = _defined(body)
+            _rename(body, {old: new for old, new in names.items() if old not in hidden})
+
+
 def without_weights(model: ModelProto) -> ModelProto:
     """A copy of the model whose initializers have headers but no data."""
     bare = ModelProto()
     for descriptor, value in model.ListFields():
         if descriptor.name not in ("graph", "functions"):
             _assign(bare, descriptor, value)
-    for descriptor, value in model.graph.ListFields():
-        if descriptor.name != "initializer":
-            _assign(bare.graph, descriptor, value)
-    seen: set[str] = set()
-    for tensor in model.graph.initializer:
-        if tensor.name not in seen:
-            bare.graph.initializer.append(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
-        seen.add(tensor.name)
+    _copy_bare(model.graph, bare.graph)
     return bare
+
+
+def _copy_bare(graph: GraphProto, bare: GraphProto) -> None:
+    for descriptor, value in graph.ListFields():
+        if descriptor.name not in ("initializer", "node"):
+            _assign(bare, descriptor, value)
+    for node in graph.node:
+        copy = bare.node.add()
+        if not is_open(node):
+            copy.CopyFrom(node)
+            continue
+        for descriptor, value in node.ListFields():
+            if descriptor.name != "attribute":
+                _assign(copy, descriptor, value)
+        for a in node.attribute:
+            if a.type != AttributeProto.GRAPH:
+                copy.attribute.append(a)
+                continue
+            attribute = copy.attribute.add(name=a.name, type=a.type)
+            _copy_bare(a.g, attribute.g)
+    seen: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name not in seen:
+            bare.initializer.append(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+        seen.add(tensor.name)
 
 
 def _assign(message: Any, descriptor: Any, value: Any) -> None:

@@ -8,7 +8,7 @@ components of the ties are the coupled channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,10 @@ class Labelled:
         """The factors over that axis alone."""
         return tuple(f for f in self.factors if f.axes == (index,))
 
+    def filled(self) -> Labelled:
+        """The same where removed channels are not zero."""
+        return replace(self, factors=tuple(replace(f, zero=False) for f in self.factors))
+
     @property
     def split(self) -> tuple[Factor, ...]:
         """The factors over more than one axis."""
@@ -94,6 +98,7 @@ class LabelSpace:
         self.reasons: list[Reason] = []
         self._count = 0
         self._held = np.zeros(1024, np.int32)  # 1 + index of the reason; 0: free
+        self._row = np.arange(1024)  # the first label of the row that it was tied to
         self._ties: list[tuple[IntArray, IntArray]] = []
 
     def fresh(self, count: int, reason: Reason | None = None) -> IntArray:
@@ -102,6 +107,7 @@ class LabelSpace:
         self._count += count
         if self._count > len(self._held):
             self._held = np.concatenate([self._held, np.zeros(max(self._count, len(self._held)), np.int32)])
+            self._row = np.concatenate([self._row, np.arange(len(self._row), len(self._held))])
         if reason is not None:
             self.hold(labels, reason)
         return labels
@@ -128,6 +134,15 @@ class LabelSpace:
             held = self._held[one]
             loose = (held > 0) & (self._held[other] == 0)
             self._held[other[loose]] = held[loose]
+
+    def tie_rows(self, rows: IntArray) -> None:
+        """Tie all labels of each row of a table (rows, columns)."""
+        self.tie(rows[:, :1], rows)
+        self._row[rows] = self._row[rows[:, :1]]
+
+    def same_rows(self, rows: IntArray) -> bool:
+        """Whether the rows of a table have been tied before."""
+        return bool((self._row[rows] == self._row[rows[:, :1]]).all())
 
     def tie_axes(self, a: Axis, b: Axis, reason: Reason) -> Axis:
         """Tie two descriptions of the same axis and return the common one.

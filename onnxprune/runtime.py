@@ -29,7 +29,7 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 _PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\([^()]*\)(?: const)? ")
 """The parts of onnxruntime's messages that say where in its own source something went wrong."""
 
-PROBE_SIZES = (64, 224, 32, 128, 16, 299)
+PROBE_SIZES = (64, 224, 32, 128, 16, 299, 1024)
 """Sizes tried for dynamic dimensions, in this order, until the model runs."""
 
 Feeds = Mapping[str, Array]
@@ -102,14 +102,40 @@ def _reason(error: Exception) -> str:
     return (text if len(text) <= 240 else f"{text[:240]} ...").rstrip(".") or type(error).__name__
 
 
-def concrete(port: Port, *, batch: int, size: int) -> tuple[int, ...]:
-    """A concrete shape for a graph input: ``batch`` for a dynamic first axis, ``size`` for other dynamic axes.
+def concrete(ports: Iterable[Port], *, batch: int, size: int) -> dict[str, tuple[int, ...]]:
+    """Concrete shapes for graph inputs: ``batch`` for a dynamic first axis, ``size`` for other dynamic axes.
 
-    Inputs of fewer than four axes are sequences rather than images; a quarter of the size does for them.
+    An axis of the same name as some first axis is a batch too, as is the only dynamic axis of a recurrent state (layers,
+    batch, width). Inputs of fewer than four axes are sequences rather than images; a quarter of the size does for them,
+    and for the steps of a cache of past keys. A name that is a sum (``past + 1``) is one; what is called a total is the
+    sum of past and present steps.
     """
-    dims = port.shape if port.shape is not None else ()
-    spatial = size if len(dims) >= 4 else size // 4
-    return tuple(d if isinstance(d, int) else (batch if i == 0 else spatial) for i, d in enumerate(dims))
+    shapes = {p.name: p.shape or () for p in ports}
+    batches = {s[0] for s in shapes.values() if s and isinstance(s[0], str)}
+    names = {d for s in shapes.values() for d in s if isinstance(d, str)} - batches
+    past = {d for d in names if "past" in d and "+" not in d}
+    steps = next((s[1] for s in shapes.values() if len(s) == 2 and s[1] not in past and "total" not in str(s[1])), None)
+    sizes: dict[str, int] = dict.fromkeys(past, size // 4)
+    found: dict[str, tuple[int, ...]] = {}
+    for name, dims in shapes.items():
+        state = len(dims) == 3 and isinstance(dims[0], int) and isinstance(dims[2], int)
+        other = size if len(dims) >= 4 else batch if state else size // 4
+        dynamic = dict.fromkeys(batches, batch) | dict.fromkeys(names - past, other) | sizes
+        if past and isinstance(steps, int | str):
+            present = steps if isinstance(steps, int) else dynamic[steps]
+            dynamic |= {d: size // 4 + present for d in names if "total" in d}
+        found[name] = tuple(
+            d if isinstance(d, int) else batch if i == 0 else other if d is None else _total(d, dynamic)
+            for i, d in enumerate(dims)
+        )
+    return found
+
+
+def _total(name: str, sizes: Mapping[str, int]) -> int:
+    """The size of a named axis; a sum of sizes where the name is one."""
+    terms = [t.strip() for t in name.split("+")]
+    known = [int(t) if t.isdigit() else sizes.get(t) for t in terms]
+    return sum(t for t in known if t is not None) if len(terms) > 1 and None not in known else sizes[name]
 
 
 def random_feeds(inputs: Iterable[Port], shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, Array]:

@@ -56,7 +56,7 @@ class Executor:
         """
         if node.index not in self._cache or attributes or len(inputs) != len(node.inputs):
             proto = NodeProto()
-            proto.CopyFrom(self._graph.proto.graph.node[node.index])
+            proto.CopyFrom(self._graph.protos[node.index])
             if op:
                 proto.op_type, proto.domain = op, ""
             del proto.input[:]
@@ -105,6 +105,10 @@ class Shapes:
             return np.full(len(shape), not self.dynamic)
         return np.array([a == b for a, b in zip(shape, other, strict=True)], np.bool_)
 
+    def keeps_extent(self, name: str, shape: Shape) -> bool:
+        """Whether a tensor of that shape is known to have it for all inputs of the model."""
+        return not self.dynamic or (self.fixed is not None and self.fixed.get(name) == shape)
+
     def set_value(self, name: str, value: Array, static: BoolArray | bool) -> None:
         """Record a value together with its shape and type."""
         self.values[name] = value
@@ -136,14 +140,15 @@ class _Probe:
 
 
 def _probe(graph: Graph, batch: int, size: int, *, fixed: Shapes | None = None, seen: _Seen | None = None) -> _Probe:
-    shapes = _walk(graph, {p.name: concrete(p, batch=batch, size=size) for p in graph.inputs}, seen or {}, fixed)
-    known = all(n in shapes.shapes for node in graph.nodes for n in node.outputs if n)
+    shapes = _walk(graph, concrete(graph.inputs, batch=batch, size=size), seen or {}, fixed)
+    names = [n for node in graph.nodes for n in node.outputs if n]
+    known = all(n in shapes.shapes and (0 not in shapes.shapes[n] or shapes.shapes[n] == (0,)) for n in names)
     return _Probe(shapes, known and all(p.shape is not None for p in graph.inputs))
 
 
 def _measured(graph: Graph, first: _Probe, second: _Probe | None) -> Shapes:
     """What static inference does not tell, onnxruntime does, in a run at one or two probe sizes."""
-    names = [n for node in graph.nodes for n in node.outputs]
+    names = [n for node in graph.proto.graph.node for n in node.output]
     session = Session(tapped(graph.assemble(), names), optimise=False)
     for size in PROBE_SIZES if second is not None else PROBE_SIZES[:1]:
         seen = _run(graph, session, 1, size)
@@ -156,7 +161,7 @@ def _measured(graph: Graph, first: _Probe, second: _Probe | None) -> Shapes:
 
 
 def _run(graph: Graph, session: Session, batch: int, size: int) -> _Seen | None:
-    shapes = {p.name: concrete(p, batch=batch, size=size) for p in graph.inputs}
+    shapes = concrete(graph.inputs, batch=batch, size=size)
     try:
         results = session.run(random_feeds(graph.inputs, shapes, np.random.default_rng(0)))
     except ModelError:
@@ -178,7 +183,9 @@ def follow(graph: Graph, node: Node, shapes: Shapes, execute: Executor) -> bool:
             shapes.set_value(node.outputs[0], dims[_span(node, len(shape))], fixed[_span(node, len(shape))])
         return True
     names = [n for n in node.inputs if n]
-    if not node.standard or node.captured or node.op in _RANDOM or not names or any(n not in shapes.values for n in names):
+    if not node.standard or node.border or node.captured or node.op in _RANDOM:
+        return False
+    if not names or any(n not in shapes.values for n in names):
         return False
     if any(isinstance(v, onnx.GraphProto) for v in node.attributes.values()):
         return False
@@ -211,8 +218,10 @@ def _static_of(node: Node, shapes: Shapes, execute: Executor, results: Sequence[
     if node.op in _MOVING:
         moves = node.inputs if node.op == "Concat" else node.inputs[:1]
         feeds = [None if not n else shapes.static[n].astype(np.int64) if n in moves else shapes.value(n) for n in node.inputs]
+        chosen = all(shapes.static[n].all() for n in node.inputs if n and n not in moves)
         try:
-            return [np.asarray(v).astype(np.bool_) for v in execute(node, feeds)]
+            moved = [np.asarray(v).astype(np.bool_) for v in execute(node, feeds)]
+            return moved if chosen else [m & shapes.keeps_extent(n, m.shape) for n, m in zip(node.outputs, moved, strict=True)]
         except Exception:  # see follow()
             pass
     elif all(m.ndim == 0 or m.shape == np.shape(r) for m in masks for r in results):
@@ -229,6 +238,18 @@ def _dynamic(graph: Graph) -> bool:
 
 
 def _walk(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shapes | None) -> Shapes:
+    """Shapes of all tensors in order. A state whose shape changes from one repetition to the next has none."""
+    varying: set[str] = set()
+    while True:
+        shapes = _walk_once(graph, inputs, seen, fixed, varying)
+        states = [n.inputs for n in graph.nodes if n.border and n.op != "If" and len(n.inputs) == 2]
+        changed = {s for s, later in states if s in shapes.shapes and shapes.get(s) != shapes.get(later)}
+        if not changed:
+            return shapes
+        varying |= changed
+
+
+def _walk_once(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shapes | None, varying: set[str]) -> Shapes:
     shapes = Shapes(inputs=inputs, fixed=None if fixed is None else fixed.shapes, dynamic=_dynamic(graph))
     execute = Executor(graph)
     for port in graph.inputs:
@@ -242,11 +263,37 @@ def _walk(graph: Graph, inputs: dict[str, Shape], seen: _Seen, fixed: Shapes | N
             shapes.set_value(name, graph.weights.read(name), True)
     opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
     for node in graph.nodes:
-        if node.op == "Constant" and node.outputs[0] in graph.weights:
+        if not node.outputs or (node.op == "Constant" and node.outputs[0] in graph.weights):
             continue
-        if not follow(graph, node, shapes, execute):
+        if node.border:
+            _cross(node, shapes, seen, varying)
+        elif not follow(graph, node, shapes, execute):
             _infer_node(graph, node, shapes, opset, seen)
     return shapes
+
+
+def _cross(node: Node, shapes: Shapes, seen: _Seen, varying: set[str]) -> None:
+    """The shape on the other side of a subgraph's border."""
+    sources = [n for n in node.inputs[:2] if n]
+    (output,) = node.outputs
+    for name in sources[:1]:
+        shapes.elem_types[output] = shapes.elem_types.get(name, 0)
+    known = [shapes.get(name) for name in sources]
+    condition = shapes.value(node.inputs[2]) if len(node.inputs) > 2 else None
+    if condition is not None and condition.size == 1:  # only one branch counts
+        known = known[:1] if condition.any() else known[1:]
+    shape = known[0] if known and known.count(known[0]) == len(known) else None
+    if shape is not None and "removes" in node.attributes:
+        shape = tuple(np.delete(shape, node.attributes["removes"]).tolist())
+    if shape is not None and "adds" in node.attributes:
+        source, axis = node.attributes["length"] or ("", 0)
+        length = (shapes.get(source) or (None,) * (axis + 1))[axis]
+        at = range(len(shape) + 1)[node.attributes["adds"]]
+        shape = None if length is None else (*shape[:at], length, *shape[at:])
+    if shape is None and output in seen:
+        shape = seen[output][0]
+    if shape is not None and output not in varying:
+        shapes.shapes[output] = shape
 
 
 def _infer_node(
@@ -259,7 +306,7 @@ def _infer_node(
     inferred: Mapping[str, TypeProto] = {}
     version = graph.opset.get("" if node.standard else node.domain)
     if version is not None and onnx.defs.has(node.op, version, node.domain):
-        proto = graph.proto.graph.node[node.index]
+        proto = graph.protos[node.index]
         named = [(written, n) for written, n in zip(proto.input, node.inputs, strict=True) if n]
         types = {written: _type(shapes, n) for written, n in named}
         data = {written: numpy_helper.from_array(shapes.values[n]) for written, n in named if n in shapes.values}

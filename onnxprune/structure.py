@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -16,11 +16,17 @@ from onnxprune.errors import ModelError
 from onnxprune.weights import ELEMENT_LIMIT, FLOATS
 
 STANDARD = ("", "ai.onnx")
+CONTROL = frozenset({"If", "Loop", "Scan"})
+"""Operators whose subgraphs are looked into."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator of the main graph. ``attributes`` holds plain Python values, tensors as TensorProto, graphs as GraphProto."""
+    """One operator. ``attributes`` holds plain Python values, tensors as TensorProto, graphs as GraphProto.
+
+    ``captured``: outer names that subgraphs read which are not looked into. ``border``: no operator of its own, but a
+    tensor's way into or out of the subgraph of an ``If``, ``Loop`` or ``Scan``.
+    """
 
     index: int
     op: str
@@ -30,6 +36,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     captured: tuple[str, ...] = ()
+    border: bool = False
 
     @property
     def label(self) -> str:
@@ -103,6 +110,34 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
             yield from graphs(body)
 
 
+def is_open(node: NodeProto) -> bool:
+    """Whether a node's subgraphs are looked into: it is an ``If``, ``Loop`` or ``Scan`` of a form that is understood."""
+    if node.op_type not in CONTROL or node.domain not in STANDARD:
+        return False
+    inside = list(bodies(node))
+    if node.op_type == "If":
+        return len(inside) == 2 and all(len(b.output) == len(node.output) and not b.input for b in inside)
+    return len(inside) == 1 and len(inside[0].input) == max(len(node.input), 2 if node.op_type == "Loop" else 0)
+
+
+def open_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and the subgraphs that are looked into."""
+    yield graph
+    for node in graph.node:
+        if is_open(node):
+            for body in bodies(node):
+                yield from open_graphs(body)
+
+
+def open_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph and of the subgraphs that are looked into, in the order of their ``Node.index``."""
+    for node in graph.node:
+        yield node
+        if is_open(node):
+            for body in bodies(node):
+                yield from open_nodes(body)
+
+
 def all_tensors(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
     """Every tensor in a graph and its subgraphs, with a name that helps to find it."""
     for part in graphs(graph):
@@ -165,31 +200,110 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
 
 
 def sorted_nodes(graph: GraphProto, stored: set[str]) -> tuple[Node, ...]:
-    """Nodes in an order in which they can run, as close to the file's order as possible."""
-    nodes: list[Node] = []
-    given = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    """Nodes in an order in which they can run, as close to the file's order as possible.
+
+    The nodes of a subgraph that is looked into stand in front of the node that owns it, between border nodes.
+    """
+    numbers = count()
+    return tuple(_flattened(_read(graph, numbers), stored, numbers))
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """A graph's nodes in the file's order, and by index of their owner the scopes of its subgraphs."""
+
+    graph: GraphProto
+    nodes: list[Node] = field(default_factory=list)
+    inside: dict[int, list[_Scope]] = field(default_factory=dict)
+
+
+def _read(graph: GraphProto, numbers: Iterator[int]) -> _Scope:
+    scope = _Scope(graph)
     if len({v.name for v in graph.input}) < len(graph.input):
         raise ModelError("two graph inputs have the same name; rename one of them")
-    writer: dict[str, int] = {}
-    for index, proto in enumerate(graph.node):
+    for proto in graph.node:
         taken = tuple(sorted(set().union(*(captured(b) for b in bodies(proto))) - set(proto.input)))
-        node = Node(
-            index, proto.op_type, proto.domain, proto.name, tuple(proto.input), tuple(proto.output), _attributes(proto), taken
-        )
+        inputs, outputs = tuple(proto.input), tuple(proto.output)
+        node = Node(next(numbers), proto.op_type, proto.domain, proto.name, inputs, outputs, _attributes(proto), taken)
         if not node.outputs:
             raise ModelError(f"node {node.label!r} writes nothing; the graph is damaged, export it again")
+        scope.nodes.append(node)
+        if is_open(proto):
+            scope.inside[node.index] = [_read(body, numbers) for body in bodies(proto)]
+    return scope
+
+
+def _flattened(scope: _Scope, outside: set[str], numbers: Iterator[int]) -> Iterator[Node]:
+    known = outside | {v.name for v in scope.graph.input} | {t.values.name for t in scope.graph.sparse_initializer}
+    ordered = _in_order(scope, known)
+    known |= {name for node in ordered for name in node.outputs}
+    for node in ordered:
+        if node.index not in scope.inside:
+            yield node
+            continue
+        inside = scope.inside[node.index]
+        into, out_of = _borders(node, [s.graph for s in inside], numbers)
+        yield from into
+        for body in inside:
+            yield from _flattened(body, known, numbers)
+        options = {"If": node.inputs, "Loop": (*node.inputs[:2], inside[0].graph.output[0].name)}.get(node.op, ())
+        yield replace(node, inputs=options, outputs=(), captured=())
+        yield from out_of
+
+
+def _borders(node: Node, graphs: list[GraphProto], numbers: Iterator[int]) -> tuple[list[Node], list[Node]]:
+    """The ways into and out of a node's subgraphs.
+
+    The way out of a branch also reads the condition; the way out of a repeated subgraph joins a state's first value and
+    its later ones. ``removes`` and ``adds``: the axis along which a tensor is taken apart or put together.
+    """
+
+    def way(inputs: tuple[str, ...], output: str, **attributes: Any) -> Node:
+        return Node(next(numbers), node.op, node.domain, node.name, inputs, (output,), attributes, border=True)
+
+    outs = [[v.name for v in graph.output] for graph in graphs]
+    if node.op == "If":
+        first = [k for k, v in node.attributes.items() if isinstance(v, GraphProto)].index("then_branch")
+        branches = zip(outs[first], outs[1 - first], node.outputs, strict=True)
+        return [], [way((yes, no, node.inputs[0]), out) for yes, no, out in branches if out]
+    formals = [v.name for v in graphs[0].input]
+    pairs = list(zip((*node.inputs, "", "")[: len(formals)], formals, strict=True))
+    if node.op == "Loop":
+        states = list(zip(formals[2:], outs[0][1:], node.outputs, strict=False))
+        stacked = [(out, name, 0) for out, name in zip(outs[0][1 + len(states) :], node.outputs[len(states) :], strict=False)]
+        into = [way((given,), formal) for given, formal in pairs]
+        length = None
+    else:
+        count_in = int(node.attributes["num_scan_inputs"])
+        split = len(pairs) - count_in
+        axes = node.attributes.get("scan_input_axes", [0] * count_in)
+        into = [way((given,), formal) for given, formal in pairs[:split]]
+        into += [way((pairs[split + i][0],), pairs[split + i][1], removes=int(axis)) for i, axis in enumerate(axes)]
+        states = list(zip(formals[:split], outs[0], node.outputs, strict=False))
+        later = list(zip(outs[0][split:], node.outputs[split:], strict=False))
+        added = node.attributes.get("scan_output_axes", [0] * len(later))
+        stacked = [(out, name, int(axis)) for (out, name), axis in zip(later, added, strict=True)]
+        length = (pairs[split][0], int(axes[0]))
+    out_of = [way((formal, out), name) for formal, out, name in states if name]
+    return into, out_of + [way((out,), name, adds=axis, length=length) for out, name, axis in stacked if name]
+
+
+def _in_order(scope: _Scope, known: set[str]) -> list[Node]:
+    """A scope's nodes in an order in which they can run."""
+    nodes = scope.nodes
+    given = {t.name for t in scope.graph.initializer} | {v.name for v in scope.graph.input}
+    writer: dict[str, int] = {}
+    for place, node in enumerate(nodes):
         for out in filter(None, node.outputs):
-            if out in writer or (out in given and (node.op != "Constant" or out not in stored)):
-                other = f"node {(*nodes, node)[writer[out]].label!r}" if out in writer else "the graph's inputs or weights"
+            if out in writer or (out in given and (node.op != "Constant" or out not in known)):
+                other = f"node {nodes[writer[out]].label!r}" if out in writer else "the graph's inputs or weights"
                 raise ModelError(
                     f"tensor {out!r} comes from both {other} and node {node.label!r}; the graph is damaged, export it again"
                 )
-            writer[out] = index
-        nodes.append(node)
-    known = stored | {v.name for v in graph.input} | {t.values.name for t in graph.sparse_initializer}
+            writer[out] = place
     waiting: dict[int, int] = {}
     readers: dict[int, list[int]] = {}
-    for node in nodes:
+    for place, node in enumerate(nodes):
         needs = {name for name in (*node.inputs, *node.captured) if name and (name not in known or name in writer)}
         for name in needs:
             if name not in writer:
@@ -197,31 +311,31 @@ def sorted_nodes(graph: GraphProto, stored: set[str]) -> tuple[Node, ...]:
                     f"node {node.label!r} reads {name!r}, which nothing writes; the graph is damaged, export it again"
                 )
         sources = {writer[name] for name in needs}
-        waiting[node.index] = len(sources)
+        waiting[place] = len(sources)
         for source in sources:
-            readers.setdefault(source, []).append(node.index)
-    for out in graph.output:
+            readers.setdefault(source, []).append(place)
+    for out in scope.graph.output:
         if out.name not in writer and out.name not in known:
             raise ModelError(f"graph output {out.name!r} is written by no node; the graph is damaged, export it again")
     ready = [i for i, count in waiting.items() if count == 0]
     order: list[Node] = []
     heapq.heapify(ready)
     while ready:
-        index = heapq.heappop(ready)
-        order.append(nodes[index])
-        for reader in readers.get(index, ()):
+        place = heapq.heappop(ready)
+        order.append(nodes[place])
+        for reader in readers.get(place, ()):
             waiting[reader] -= 1
             if waiting[reader] == 0:
                 heapq.heappush(ready, reader)
     if len(order) < len(nodes):
-        stuck = next(n for n in nodes if waiting[n.index] > 0)
+        place = next(i for i in range(len(nodes)) if waiting[i] > 0)
         passed: set[int] = set()
-        while stuck.index not in passed:  # back from node to node that waits, until one comes again
-            passed.add(stuck.index)
-            sources = {writer[n] for n in (*stuck.inputs, *stuck.captured) if n in writer}
-            stuck = nodes[min(s for s in sources if waiting[s] > 0)]
-        raise ModelError(f"the graph has a cycle through node {stuck.label!r}, but must have none; export it again")
-    return tuple(order)
+        while place not in passed:  # back from node to node that waits, until one comes again
+            passed.add(place)
+            sources = {writer[n] for n in (*nodes[place].inputs, *nodes[place].captured) if n in writer}
+            place = min(s for s in sources if waiting[s] > 0)
+        raise ModelError(f"the graph has a cycle through node {nodes[place].label!r}, but must have none; export it again")
+    return order
 
 
 def part_vectors(
@@ -239,8 +353,9 @@ def part_vectors(
         tensor's own name.
     """
     places: dict[str, list[tuple[int, int]]] = {}
+    elsewhere = elsewhere.union(*(node.inputs for node in nodes if node.border))
     for at, node in enumerate(nodes):
-        for k, name in enumerate(node.inputs):
+        for k, name in enumerate(node.inputs if not node.border else ()):
             tensor = tensors.get(name)
             if tensor is not None and tensor.data_type in FLOATS and 1 < math.prod(tensor.dims) == max(tensor.dims):
                 places.setdefault(name, []).append((at, k))

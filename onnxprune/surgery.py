@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -125,12 +127,14 @@ class _Surgeon:
             if reroute is not None and self._ragged(reroute.between):
                 self._reroute(node, name, reroute)
                 outputs = [n for n in outputs if n != name]
-        if not outputs or all(self._ragged([n]) for n in outputs):
+        if node.outputs and all(self._ragged([n]) for n in outputs):
             return
         if self._ragged((*outputs, *node.inputs)):
             raise RepairError(node, "what is left of an axis that was split is not rectangular")
-        if not any(self.coupling.flow.tensors[n].factors for n in outputs if n in self.coupling.flow.tensors):
-            follow(self.graph, node, self.new, self.execute)
+        labelled = any(self.coupling.flow.tensors[n].factors for n in outputs if n in self.coupling.flow.tensors)
+        followed = not labelled and follow(self.graph, node, self.new, self.execute)
+        if rule is not None and moved:
+            self._empty_results(call, rule)
         inputs = tuple(self.new.get(n) if n else None for n in node.inputs)
         results = tuple(self.new.get(n) if n else None for n in node.outputs)
         touched = inputs != call.inputs or results != call.outputs
@@ -142,8 +146,17 @@ class _Surgeon:
                 self._resize(call, resize)
         elif rule is not None and moved and touched:
             self._check(call, rule, Resize({}, {}))
-        if rule is not None and not moved:
+        if not moved and not followed:
             self._restore(call, sized)
+
+    def _empty_results(self, call: Call, rule: Rule) -> None:
+        """Results without elements have no labels; their other axes follow the operands."""
+        empty = [n for n, shape in zip(call.node.outputs, call.outputs, strict=True) if n and shape is not None and 0 in shape]
+        if empty:
+            values = [self.new.value(n) if n else None for n in call.node.inputs]
+            operands = stand_ins(call.node.op, rule.carries(call.node), values, [self.new.get(n) for n in call.node.inputs])
+            results = dict(zip(filter(None, call.node.outputs), rule.run(self.execute, call.node, operands), strict=True))
+            self.new.shapes |= {name: np.shape(results[name]) for name in empty}
 
     def _kept(self, call: Call, side: str, k: int, axis: int) -> BoolArray:
         name = call.node.inputs[k] if side == "input" else call.node.outputs[k]
@@ -183,14 +196,74 @@ class _Surgeon:
         if name in self.graph.weights:
             self.sizes.setdefault(name, []).append((node, k, wanted.astype(self.graph.weights.read(name).dtype)))
             return
+        if node.border:
+            raise RepairError(node, f"{name!r} follows removed channels into a subgraph")
         if now is None or static is None or now.shape != wanted.shape:
             raise RepairError(node, f"the sizes it takes from {name!r} are not known")
         wrong = now != wanted
-        if (wrong & ~static).any():
-            raise RepairError(node, f"{name!r} mixes removed channels with a dimension known only at run time")
+        stuck = wrong & ~static
+        if node.op == "Reshape" and stuck.sum() == 1 and not (wanted == -1).any() and wanted.all():
+            wanted = np.where(stuck, -1, wanted)  # whatever is left, which Reshape finds out by itself
+        elif stuck.any():
+            corrected = self._recompute(node, name, wanted)
+            if corrected is None:
+                raise RepairError(node, f"{name!r} mixes removed channels with a dimension known only at run time")
+            self.editor.set_input(node, k, corrected)
+            return
         wanted = wanted.astype(now.dtype)
         condition, values = self.editor.constant(f"{name}_is_fixed", wrong), self.editor.constant(f"{name}_fixed", wanted)
         self.editor.set_input(node, k, self.editor.insert("Where", [condition, values, name], f"{name}_repaired", before=node))
+
+    def _recompute(self, node: Node, name: str, wanted: Array) -> str | None:
+        """Compute a number once more, with another constant in it: ``batch * 8`` heads become ``batch * 4``.
+
+        Returns the name of the corrected number; None if no constant alone does it.
+        """
+        chain: list[Node] = []
+        leaves: list[str] = []
+        stack = [name]
+        while stack:
+            current = stack.pop()
+            writer = self.graph.producers.get(current)
+            if current in self.graph.weights:
+                leaves.append(current)
+            elif writer is not None and writer.op != "Shape" and writer not in chain:
+                if len(writer.outputs) > 1 or self.new.value(current) is None:
+                    return None
+                chain.append(writer)
+                stack.extend(n for n in writer.inputs if n)
+        order = {n.index: at for at, n in enumerate(self.graph.nodes)}
+        chain.sort(key=lambda n: order[n.index])
+        now = self.new.values[name]
+        factors = {Fraction(int(w), int(v)) for w, v in zip(wanted.flat, now.flat, strict=True) if w != v and v}
+        for leaf in leaves:
+            old = self.new.values[leaf]
+            for place, value in enumerate(old.flat):
+                for factor in factors if old.dtype.kind in "iu" and abs(int(value)) > 1 else ():
+                    if (int(value) * factor).denominator != 1:
+                        continue
+                    changed = old.copy()
+                    changed.flat[place] = int(int(value) * factor)
+                    if np.array_equal(np.asarray(self._values(chain, {leaf: changed})[name]), wanted):
+                        return self._copy_chain(chain, {leaf: self.editor.constant(f"{leaf}_resized", changed)}, name, node)
+        return None
+
+    def _values(self, chain: Sequence[Node], values: dict[str, Any]) -> dict[str, Any]:
+        """What a chain of arithmetic nodes computes when some of its sources have other values."""
+        for node in chain:
+            operands = [values[n] if n in values else self.new.value(n) if n else None for n in node.inputs]
+            values |= dict(zip(filter(None, node.outputs), self.execute(node, operands), strict=True))
+        return values
+
+    def _copy_chain(self, chain: Sequence[Node], names: dict[str, str], result: str, before: Node) -> str:
+        """Insert the nodes of a chain that follow from renamed sources once more."""
+        for node in chain:
+            if any(n in names for n in node.inputs):
+                inputs = [names.get(n, n) for n in node.inputs]
+                names[node.outputs[0]] = self.editor.insert(
+                    node.op, inputs, f"{node.outputs[0]}_resized", before=before, **node.attributes
+                )
+        return names[result]
 
     def _write_sizes(self) -> None:
         """Change a constant in place if all its readers agree; otherwise give those that differ one of their own."""
@@ -257,6 +330,8 @@ class _Surgeon:
     def _expected(self, name: str, arrived: Array) -> bool:
         """Whether each label that arrived is coupled to one that the original node put there, or stays in any case."""
         tensor, masks = self.coupling.flow.tensors[name], self.masks[name]
+        if 0 in tensor.shape:
+            return True
         if masks is None or arrived.shape != self.new.shapes[name]:
             return False
         root = self.coupling.components.root

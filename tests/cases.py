@@ -5,6 +5,7 @@ from __future__ import annotations
 import cases_attention
 import cases_elementwise
 import cases_fused
+import cases_indexing
 import cases_linear
 import cases_mixing
 import cases_movement
@@ -14,6 +15,7 @@ from cases_net import Case, Net, check_model, run
 CASES: list[Case] = [
     *cases_elementwise.CASES,
     *cases_linear.CASES,
+    *cases_indexing.CASES,
     *cases_movement.CASES,
     *cases_mixing.CASES,
     *cases_attention.CASES,

@@ -933,7 +933,7 @@ VALID: dict[str, tuple[Callable[[], ModelProto], bool]] = {
     "Gemm of an input without shape": (lambda: product("Gemm"), False),
     "slice of nothing": (slice_of_nothing, True),
     "nothing to prune": (nothing_to_prune, False),
-    "subgraph": (lambda: branched(helper.make_node("Relu", ["r"], ["inner"])), False),
+    "subgraph": (lambda: branched(helper.make_node("Relu", ["r"], ["inner"])), True),
     "local functions": (lambda: functions({"F": ["G", "Relu"], "G": ["Relu"]}), True),
     "unused weight": (lambda: changed(lambda m: m.graph.initializer.append(tensor("more", [1.0]))), True),
     "weight of nothing": (lambda: changed(lambda m: m.graph.initializer.append(tensor("more", np.zeros((4, 0))))), True),

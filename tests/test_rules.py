@@ -204,7 +204,7 @@ def altered(rule: Rule, change: Callable[[Signature], Signature], **options: obj
 
 def nonzero(rule: Rule) -> bool:
     """Whether a computing operator has cases in which its rule must not take removed channels for zero."""
-    return rule.kind is not Kind.MOVEMENT and any(case.zero is False for case in BY_OP[rule.name])
+    return rule.kind is not Kind.MOVEMENT and any(c.zero is False for c in BY_OP.get(rule.name, ()))
 
 
 def separate(signature: Signature) -> Signature:

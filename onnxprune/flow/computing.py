@@ -169,7 +169,8 @@ class _Binding:
 
     # tying --------------------------------------------------------------------------------------------------------------
     def bind(self, k: int, tensor: Labelled, tokens: Tokens) -> None:
-        """Bind the axes of operand ``k``."""
+        """Bind the axes of operand ``k``. A letter's second axis (of a recurrent weight) is a consumer's."""
+        here: set[str] = set()
         decided = (self.rule.keeps and k == 0) or k in self.rule.points.operands.values()
         self.rest[k] = decided or self.state.rests(self.call.node.inputs[k], tensor, self.wanted[k])
         for a, token in enumerate(tokens):
@@ -179,9 +180,11 @@ class _Binding:
                 continue
             named = list(self._parts(token, axis)) if isinstance(token, tuple) else [(token.lstrip("!"), axis)]
             if tensor.weight and self.linear and axis:
-                role = "producer" if any(self._stays(letter) for letter, _ in named) else "consumer"
+                stays = any(self._stays(letter) and letter not in here for letter, _ in named)
+                role = "producer" if stays else "consumer"
                 for factor in tensor.axis(a):
                     self.state.mark(factor, role, self.call.node.label)
+            here.update(letter for letter, _ in named)
             if tensor.shape[a] == 1:
                 continue
             for letter, own in named:

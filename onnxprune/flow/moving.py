@@ -68,10 +68,25 @@ class Mover:
         for k, name in enumerate(node.inputs):
             if name and k not in self.data:
                 self.state.hold(name, Reason(node.label, f"an option of {node.op}"))
+        if self.rule.data is None:
+            tensors = self._alike(tensors)
         moved = self._carry(operands, tensors)
         if moved is None or not any(self.state.loose_split(t) for t in tensors.values()) or self._rerouted(moved):
             return moved
         return self._carry(operands, {k: self.state.settle(call, k) for k in tensors})
+
+    def _alike(self, tensors: Mapping[int, Labelled]) -> dict[int, Labelled]:
+        """Where tensors are joined, an axis that one of them is cut along cuts the others too."""
+        joined = self.call.axis()
+        loose = [f for t in tensors.values() for f in t.factors if not self.space.is_held(f.labels)]
+        plain = {a for f in loose if len(f.axes) == 1 for a in f.axes} - {joined}
+        alike = dict(tensors)
+        for k, tensor in tensors.items():
+            for factor in self.state.loose_split(tensor):
+                shared = [a for a in factor.axes if a in plain]
+                if shared:
+                    alike[k] = self.state.cut_along(self.call, alike[k], factor, shared[0])
+        return alike
 
     def _carry(self, operands: list[Array | None], tensors: Mapping[int, Labelled]) -> dict[str, Labelled] | None:
         """Each factor's labels, spread over its tensor, run through the node (plus one, so that 0 means nowhere)."""
@@ -113,6 +128,8 @@ class Mover:
             zero = {k: self.state.rests(node.inputs[k], t, self._point(points.operands[k])) for k, t in tensors.items()}
             point = self._point(points.result)
             return zero, {"rest": float(point.values[0]) if isinstance(point, Fill) else point or math.nan}
+        if not tensors:
+            return {}, {}
         settled = [t.rest for t in tensors.values() if not t.open]
         if not settled and self.fill is None:
             return dict.fromkeys(tensors, True), {"open": tuple(n for t in tensors.values() for n in t.open)}
@@ -129,6 +146,8 @@ class Mover:
 
     def _complete(self, parts: list[tuple[int, Factor]], shape: Shape, weight: bool) -> Labelled:
         """Unite what arrived, and label the positions that come from nowhere: free if the operator made them."""
+        if 0 in shape:
+            return Labelled(shape, (), weight)
         factors = merge(parts, self.space)
         free = self._free_axes(shape)
         reason = Reason(self.call.node.label, f"{self.call.node.op} makes this axis of several tensors' only channels")
@@ -141,7 +160,8 @@ class Mover:
                 labels[gaps] = self.space.fresh(int(gaps.sum()), None if free.issuperset(factor.axes) else reason)
             whole.append(Factor(factor.axes, labels, factor.zero))
         covered = {a for f in whole for a in f.axes}
-        zero = self.rule.op == "ConstantOfShape" and self.fill == 0
+        values = [self.call.value(k) for k in self.data]
+        zero = not self.fill and all(v is not None and not v.any() for v in values)
         for axis, size in enumerate(shape):
             if size > 1 and axis not in covered:
                 labels = self.space.fresh(size, None if axis in free else reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 
 from onnx import GraphProto, TensorProto
@@ -20,6 +21,9 @@ from onnxprune.weights import FLOATS, QUANTISED
 LABELLED = FLOATS | QUANTISED | {TensorProto.INT32}
 """Element types of stored tensors that can hold weights, scales and zero points."""
 
+_QUANTISED = re.compile("Linear|Integer|^Q")
+"""Operators that read biases as 32-bit integers, which are sizes anywhere else."""
+
 
 def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason]) -> Flow:
     """Run the labels through the graph.
@@ -28,6 +32,19 @@ def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mappi
         choices: which way to cut at a node (by index), where there are several; the first where nothing is said.
         frozen: reasons to keep whole, by the name of a node or tensor.
     """
+    filled: frozenset[str] = frozenset()
+    while True:
+        state = _flow_once(graph, shapes, choices, frozen, filled)
+        again = _filled_states(state) - filled
+        if not again:
+            return state
+        filled |= again
+
+
+def _flow_once(
+    graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason], filled: frozenset[str]
+) -> Flow:
+    """One walk. ``filled``: states of loops in which removed channels are not zero, whatever they begin with."""
     state = Flow(graph, shapes, choices)
     _label_sources(state, frozen)
     for node in graph.nodes:
@@ -35,10 +52,25 @@ def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mappi
             continue
         call = describe(graph, node, shapes)
         state.steps.append(_visit(state, call, find(node.op, node.domain) if not _has_body(node) else None))
+        for name in filled.intersection(node.outputs):
+            state.tensors[name] = state.tensors[name].filled()
         _freeze(state, node, frozen)
     for port in graph.outputs:
         state.hold(port.name, Reason(state.writer(port.name), f"graph output {port.name!r} keeps its shape"))
     return state
+
+
+def _filled_states(state: Flow) -> frozenset[str]:
+    """States of loops that begin with zeros in removed channels but do not keep them."""
+    found: set[str] = set()
+    for node in state.graph.nodes:
+        if node.border and node.op != "If" and len(node.inputs) == 2:
+            first, later = (state.tensors.get(name) for name in node.inputs)
+            if first is not None and later is not None:
+                kept = {axis for f in later.factors if f.zero for axis in f.axes}
+                if any(f.zero and not kept.issuperset(f.axes) for f in first.factors):
+                    found.add(node.inputs[0])
+    return frozenset(found)
 
 
 def matching(graph: Graph, pattern: str) -> list[str]:
@@ -55,7 +87,9 @@ def _label_sources(state: Flow, frozen: Mapping[str, Reason]) -> None:
             reason = Reason("", f"graph input {port.name!r} keeps its shape")
             state.tensors[port.name] = Labelled(shape, state.held_axes(shape, reason))
     for name in state.graph.weights:
-        state.label_weight(name, labelled=state.graph.weights.elem_type(name) in LABELLED)
+        elem_type = state.graph.weights.elem_type(name)
+        sizes = elem_type == TensorProto.INT32 and not any(_QUANTISED.search(n.op) for n in state.graph.consumers.get(name, ()))
+        state.label_weight(name, labelled=elem_type in LABELLED and not sizes)
         if name in frozen:
             state.hold(name, frozen[name])
 
@@ -87,12 +121,12 @@ def _visit(state: Flow, call: Call, rule: Rule | None) -> Step:
 
 
 def _concerns(state: Flow, call: Call, rule: Rule | None) -> bool:
-    """Whether labels reach the node, or it makes a tensor of channels from nothing."""
+    """Whether labels reach the node, or it makes a tensor of channels from nothing or from a number."""
     names = (*call.node.inputs, *call.node.captured)
     if any(state.tensors[n].factors for n in names if n in state.tensors):
         return True
     made = state.shapes.elem_types.get(call.node.outputs[0]) in FLOATS if call.node.outputs else False
-    return rule is not None and rule.fills and not rule.data and made
+    return rule is not None and rule.fills and made
 
 
 def _unlabelled(state: Flow, call: Call) -> None:

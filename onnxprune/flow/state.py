@@ -101,6 +101,8 @@ class Flow:
         """An input's labels; held ones are made up for tensors that have none."""
         name = call.node.inputs[k]
         tensor = self.tensors.get(name)
+        if 0 in call.shape(k):
+            return Labelled(call.shape(k), (), self.is_weight(name))
         if tensor is None or not tensor.factors:
             reason = Reason(self.writer(name) or call.node.label, f"{name!r} is computed without channels")
             return Labelled(call.shape(k), self.held_axes(call.shape(k), reason), self.is_weight(name))
@@ -160,27 +162,38 @@ class Flow:
 
     def _settle_factor(self, call: Call, tensor: Labelled, factor: Factor, tokens: Sequence[Token] | None) -> Labelled:
         others = [f for f in tensor.factors if f is not factor]
-        held = {a for f in others if self.space.is_held(f.labels) for a in f.axes}
+        held = {a for f in others if self.space.is_held(f.labels) and len(np.unique(f.labels)) == f.labels.size for a in f.axes}
         shared = {a for f in others for a in f.axes}
         fits = [a for a in factor.axes if a not in held and (tokens is None or is_letter(tokens[a]))]
-        fits = [a for a in fits if a not in shared] or fits
+        fits.sort(key=shared.__contains__)
         if not fits:
             self.space.hold(factor.labels, Reason(call.node.label, f"{call.node.op} needs this axis whole"))
             return replace(tensor, factors=tuple(others))
-        axis = self.choose(call, fits, factor.labels)
-        position = factor.axes.index(axis)
-        rows = np.moveaxis(factor.labels, position, 0).reshape(tensor.shape[axis], -1)
-        self.space.tie(rows[:, :1], rows)
+        agreed = [a for a in fits if self.space.same_rows(_rows(factor, a))]
+        return self.cut_along(call, tensor, factor, agreed[0] if agreed else self.choose(call, fits, factor.labels))
+
+    def cut_along(self, call: Call, tensor: Labelled, factor: Factor, axis: int) -> Labelled:
+        """Cut a split axis along one of its axes, all of an index or nothing."""
+        rows = _rows(factor, axis)
+        self.space.tie_rows(rows)
         settled = Factor((axis,), np.ascontiguousarray(rows[:, 0]), factor.zero)
+        shared = {a for f in tensor.factors if f is not factor for a in f.axes}
         bare = [a for a in factor.axes if a != axis and a not in shared]
         reason = Reason(call.node.label, "another way of cutting the same channels was chosen")
-        return replace(tensor, factors=(*others, settled, *self.held_axes(tensor.shape, reason, bare)))
+        factors = tuple(settled if f is factor else f for f in tensor.factors)
+        return replace(tensor, factors=(*factors, *self.held_axes(tensor.shape, reason, bare)))
 
     def choose(self, call: Call, fits: list[int], labels: IntArray) -> int:
         """One of several ways to cut: the first, unless the caller chose another."""
         if len(fits) > 1:
             self.options[call.node.index] = (len(fits), np.unique(labels))
         return fits[self.choices.get(call.node.index, 0) % len(fits)]
+
+
+def _rows(factor: Factor, axis: int) -> IntArray:
+    """A factor's labels as a table with a row per index of one of its axes."""
+    labels = np.moveaxis(factor.labels, factor.axes.index(axis), 0)
+    return labels.reshape(len(labels), -1)
 
 
 def is_letter(token: Token) -> bool:

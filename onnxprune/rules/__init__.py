@@ -23,7 +23,20 @@ To add an operator, add a row to the file of its family:
 True
 """
 
-from onnxprune.rules import attention, elementwise, fused, linear, movement, normalization, pooling, quantised, reduction
+from onnxprune.rules import (
+    attention,
+    control,
+    elementwise,
+    fused,
+    indexing,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    quantised,
+    recurrent,
+    reduction,
+)
 from onnxprune.rules.notation import Call, Pattern, Points, Signature, describe, parse
 from onnxprune.rules.registry import Kind, Resize, Rule, find, table
 
@@ -36,16 +49,19 @@ __all__ = [
     "Rule",
     "Signature",
     "attention",
+    "control",
     "describe",
     "elementwise",
     "find",
     "fused",
+    "indexing",
     "linear",
     "movement",
     "normalization",
     "parse",
     "pooling",
     "quantised",
+    "recurrent",
     "reduction",
     "table",
 ]

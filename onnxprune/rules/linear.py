@@ -21,6 +21,19 @@ def _conv_transpose(call: Call) -> Signature | None:
     return parse("n (g i) *, (g i) o *, (g o) -> n (g o) *", g=group)
 
 
+def _deform_conv(call: Call) -> Signature | None:
+    """The offsets move whole channels; where they move groups of channels, it is not covered."""
+    if call.attribute("group", 1) != 1 or call.attribute("offset_group", 1) != 1:
+        return None
+    return parse("n i *, o i *, n _ *, o, n _ * -> n o *")
+
+
+def _column_to_image(call: Call) -> Signature | None:
+    """Each channel's block of rows becomes its picture."""
+    out = call.outputs[0]
+    return None if out is None else parse("n (c !k) _, _, _ -> n c *", c=out[1])
+
+
 def gemm(call: Call) -> Signature:
     """Either factor may be transposed; the bias may be a scalar, a vector or a matrix."""
     a = "k m" if call.attribute("transA", 0) else "m k"
@@ -98,6 +111,8 @@ add(
     plus=(2,),
     resize=fewer_groups("group"),
 )
+add("DeformConv", signature="n i *, o i *, n _ *, o, n _ * -> n o *", build=_deform_conv, times=(1,), plus=(3,), note="one group")
+add("Col2Im", signature="n (c k) _, _, _ -> n c *", build=_column_to_image, times=(0,))
 add("Gemm", signature="m k, k n, n -> m n", build=gemm, times=(0, 1), plus=(2,), note="any trans, alpha, beta")
 add("MatMul", signature="... m k, ... k n -> ... m n", build=_matmul, times=(0, 1))
 add("Einsum", signature="(the equation)", build=_einsum, times=(0, 1, 2, 3), note="without diagonals")

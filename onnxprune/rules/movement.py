@@ -137,6 +137,7 @@ def _row(*ops: str, **options: Any) -> None:
 
 
 _row("Transpose", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth")
+_row("CenterCropPad", fills=True)
 _row("Concat", data=ALL)
 _row("Reshape", resize=_reshape)
 _row("Split", resize=_split)

@@ -46,6 +46,26 @@ def _one_axis(call: Call) -> Signature | None:
     return None if axis is None else _over(call.rank(), [int(axis.flat[0]) % max(1, call.rank())])
 
 
+def _transform(call: Call) -> Signature | None:
+    """Along one axis (an attribute in opset 17, an operand since 20), which may get another size; the last is re and im."""
+    axis = int(call.attribute("axis", 1)) if call.version < 20 else -2
+    if call.version >= 20 and call.node.input(2):
+        given = call.value(2)
+        if given is None:
+            return None
+        axis = int(given.flat[0])
+    letters = [f"a{i}" for i in range(call.rank())]
+    letters[axis] = letters[-1] = "_"
+    return parse(f"{' '.join(letters)} -> {' '.join(letters)}")
+
+
+def _triangle(call: Call) -> Signature:
+    """Part of the last two axes becomes zero."""
+    letters = [*(f"a{i}" for i in range(call.rank() - 2)), "!r", "!c"]
+    line = " ".join(letters)
+    return parse(f"{line} -> {line.replace('!', '')}")
+
+
 def _over(rank: int, mixed: "range | list[int]") -> Signature:
     letters = [f"a{i}" for i in range(rank)]
     data = " ".join(f"!{c}" if i in mixed else c for i, c in enumerate(letters))
@@ -75,4 +95,13 @@ add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build
 add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=layer_norm, zero=False)
 add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=softmax, zero=False)
 add("LpNormalization", "CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
+add(
+    "DFT",
+    kind=Kind.MIXING,
+    signature="* _ _ -> * _ _",
+    build=_transform,
+    times=(0,),
+    note="along another axis than the channels'",
+)
+add("Trilu", signature="* !r !c -> * r c", build=_triangle, times=(0,))
 add("LRN", kind=Kind.MIXING, signature="n !c * -> n c *", times=(0,))
