@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
@@ -12,19 +12,23 @@ import numpy as np
 from onnxprune.errors import UsageError
 from onnxprune.flow import Flow, Site, flow, matching
 from onnxprune.graph import Graph
-from onnxprune.labels import BoolArray, Components, IntArray, Reason
+from onnxprune.labels import BoolArray, Components, Fill, IntArray, Reason
 from onnxprune.shapes import Shapes, infer
 from onnxprune.weights import PARAMETERS, Array, Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """Where a group's channels live on one axis: ``positions[i]`` of the axis belongs to channel ``channels[i]``."""
+    """Where a group's channels live on one axis: ``positions[i]`` of the axis belongs to channel ``channels[i]``.
+
+    ``fill``: what stands for zero in the tensor.
+    """
 
     site: Site
     positions: IntArray
     channels: IntArray
     producer: bool
+    fill: Fill = field(default_factory=Fill)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,12 +59,15 @@ class ChannelGroup:
         """The filters of every producer, one stored tensor at a time.
 
         Yields:
-            filters: float (positions, ...), the producer axis first.
+            filters: numbers (positions, ...), the producer axis first; those of quantised tensors from their zero point on.
             channels: int (positions,), the channel each of them belongs to.
         """
         for member in self.members:
             if member.producer:
-                values = np.moveaxis(weights.read(member.site.tensor), member.site.axis, 0)
+                values = weights.read(member.site.tensor)
+                if any(member.fill.values):
+                    values = values.astype(np.float32) - member.fill.over(values.shape).astype(np.float32)
+                values = np.moveaxis(values, member.site.axis, 0)
                 whole = len(member.positions) == len(values) and bool((np.diff(member.positions) == 1).all())
                 yield (values if whole else values[member.positions]), member.channels
 
@@ -177,8 +184,9 @@ def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
         groups = group_of[here]
         for g in np.unique(groups[groups >= 0]):
             positions = np.flatnonzero(groups == g)
+            fill = state.fills.get(site.tensor, Fill())
             producer = "producer" in state.roles.get(site, ())
-            found[g].append(Member(stored_site(state.graph, site), positions, index_of[here[positions]], producer))
+            found[g].append(Member(stored_site(state.graph, site), positions, index_of[here[positions]], producer, fill))
     return tuple(_group(state, r, tuple(m)) for r, m in zip(roots, found, strict=True))
 
 

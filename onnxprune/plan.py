@@ -122,15 +122,19 @@ def _fill(site: Any) -> Fill:
 def make_plan(coupling: Coupling, removed: BoolArray) -> Plan:
     """Write down the removal of label components as a plan."""
     readers: dict[Site, list[Site]] = {}
+    fills: dict[Site, Fill] = {}
     for site in coupling.flow.sites:
-        readers.setdefault(stored_site(coupling.graph, site), []).append(site)
+        stored = stored_site(coupling.graph, site)
+        readers.setdefault(stored, []).append(site)
+        if site.tensor in coupling.flow.fills:
+            fills[stored] = coupling.flow.fills[site.tensor]
     sites, copies = [], []
     for stored, names in readers.items():
         keeps = [coupling.keeps(name, removed) for name in names]
         of, kept = len(keeps[0]), [tuple(np.flatnonzero(k).tolist()) for k in keeps]
         if len(set(kept)) == 1:
             if len(kept[0]) < of:
-                sites.append(PlanSite(stored.tensor, stored.axis, of, kept[0], coupling.flow.fills.get(stored.tensor, Fill())))
+                sites.append(PlanSite(stored.tensor, stored.axis, of, kept[0], fills.get(stored, Fill())))
             continue
         for name, keep in zip(names, kept, strict=True):
             use = coupling.graph.uses.get(name.tensor)

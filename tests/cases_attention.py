@@ -80,9 +80,9 @@ def _scores(g: Net, x: str) -> Any:
 
 
 def _no_sum(g: Net, x: str) -> Any:
-    """Queries and keys that are not zero where removed, so that their products count."""
+    """Queries and keys that are not zero where removed, so that their products count (what Softmax alone would not show)."""
     operands = [g.Sigmoid(dense(g, x, 12)), g.Sigmoid(dense(g, x, 12)), x]
-    return g.Attention(*operands, q_num_heads=1, kv_num_heads=1)
+    return g.Attention(*operands, q_num_heads=1, kv_num_heads=1, softcap=2.0)
 
 
 def _scatter(g: Net, x: str, *, ones: bool = False, **attributes: Any) -> Any:

@@ -127,6 +127,13 @@ CASES: list[Case] = [
 
 
 # per channel, of any zero point -----------------------------------------------------------------------------------------------
+def _pair(g: Net, x: str) -> Any:
+    """A weight of floats that is quantised in the graph."""
+    scale, points = g.positive(6), g.store(point([0] * 6, np.int8))
+    options = {"axis": 0}
+    return g.Conv(x, g.DequantizeLinear(g.QuantizeLinear(g.w(6, 8, 1, 1), scale, points, **options), scale, points, **options))
+
+
 def _dequantised(op: str, *shape: int, axis: int | None, zero: Any, dtype: Any = np.int8, domain: str = "") -> Build:
     def build(g: Net, x: str) -> Any:
         weight, scale, points = filters(g, *shape, zero=zero, dtype=dtype, axis=axis)
@@ -161,6 +168,7 @@ CASES += [
         start="tokens",
         zero=True,
     ),
+    *row("QuantizeLinear", 13, "weight", _pair, zero=True),
     *ms("QuantizeLinear", "", _around, zero=True),
     *ms("QuantizeLinear", "alone", lambda g, x: g.QuantizeLinear(x, SCALE, point(POINT), domain=MS)),
     *ms("DequantizeLinear", "", _dequantised("Conv", 6, 8, 1, 1, axis=None, zero=5, domain=MS), zero=True),
@@ -232,7 +240,7 @@ def _dynamic(*, zero: Any = 0, dtype: Any = np.uint8, each: bool = False, relu: 
     """As the dynamic quantiser writes it: the scale of the activation is found at run time."""
 
     def build(g: Net, x: str) -> Any:
-        x, scale, own = g.DynamicQuantizeLinear(g.Relu(x) if relu else g.Sigmoid(x), outputs=3)
+        x, scale, own = g.DynamicQuantizeLinear(g.Relu(x) if relu else g.Cos(x), outputs=3)
         weight, scales, points = filters(g, 8, 6, zero=zero, dtype=dtype, axis=1 if each else None)
         if to_float:
             return g.MatMulIntegerToFloat(x, weight, scale, scales, own, points, g.w(6), domain=MS)
@@ -257,7 +265,7 @@ def _integer(points: int) -> Build:
 
 def _dynamic_matmul(*, relu: bool = True, zero: Any = 4, each: bool = False, biased: bool = True) -> Build:
     def build(g: Net, x: str) -> Any:
-        x = g.Relu(x) if relu else g.Sigmoid(x)
+        x = g.Relu(x) if relu else g.Cos(x)
         weight = filters(g, 8, 6, zero=zero, axis=1 if each else None)
         return g.DynamicQuantizeMatMul(x, *weight, *([g.w(6)] if biased else []), domain=MS)
 
@@ -286,6 +294,7 @@ def _n_bits(n: int, k: int, block: int, bits: int, zeros: str = "", flat: bool =
         weight = g.store(g.rng.integers(0, 256, (n, blocks, block * bits // 8)).astype(np.uint8))
         shape = (n * blocks,) if flat else (n, blocks)
         packed = (n, -(-blocks * bits // 8))
+        packed = (n * packed[1],) if flat else packed
         points: Any = None
         if zeros:
             points = g.positive(*shape) if zeros == "float" else g.rng.integers(0, 256, packed).astype(np.uint8)
@@ -329,6 +338,8 @@ CASES += [
     *ms("MatMulNBits", "8 bits", _n_bits(6, 64, 16, 8), start="tokens", zero=True),
     *ms("MatMulNBits", "8 bits, points", _n_bits(6, 64, 16, 8, "packed"), start="tokens", zero=True),
     *ms("MatMulNBits", "packed points", _n_bits(6, 64, 16, 4, "packed"), start="tokens", zero=True),
+    *ms("MatMulNBits", "packed points, flat", _n_bits(6, 64, 16, 4, "packed", flat=True), start="tokens", zero=True),
+    *ms("MatMulNBits", "packed points, three blocks", _n_bits(6, 48, 16, 4, "packed"), start="tokens", zero=True),
     *ms("MatMulNBits", "points of floats", _n_bits(6, 64, 16, 4, "float"), start="tokens", zero=True),
     *ms("MatMulNBits", "flat", _n_bits(6, 64, 16, 4, flat=True), start="tokens", zero=True),
     *ms("MatMulNBits", "part of a block", _n_bits(6, 40, 16, 4), start="tokens", zero=True),

@@ -248,6 +248,18 @@ def test_forgotten_zero_point_is_noticed(rule: Rule, monkeypatch: pytest.MonkeyP
     assert noticed(monkeypatch, wrong) or noticed(monkeypatch, wrong, end="sum") or [channels(c) for c in summed] != right
 
 
+def test_forgotten_sum_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of queries and keys that count in the scores although they are removed."""
+    rule = registry._RULES["", "Attention"]
+    assert noticed(monkeypatch, altered(rule, lambda s: replace(s, sums=dict.fromkeys(s.sums, ((),)))))
+
+
+@pytest.mark.parametrize("key", [("", "DynamicQuantizeLinear"), ("com.microsoft", "DynamicQuantizeMatMul")])
+def test_forgotten_range_is_noticed(key: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale found at run time that removed channels have a part in."""
+    assert noticed(monkeypatch, altered(registry._RULES[key], lambda s: replace(s, whole=())))
+
+
 @pytest.mark.parametrize("op", ["Log", "Reciprocal", "Acosh", "Div", "Mod", "ReduceLogSum"])
 def test_forgotten_division_is_noticed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert noticed(monkeypatch, replace(registry._RULES["", op], divides=()))

@@ -232,11 +232,21 @@ class _Binding:
                 self._hold(axis, "sums over channels that are not zero once removed")
             if any(not self.zeros[letter, k] for k in carriers if k in self.signature.whole):
                 self._hold(axis, "takes the range of channels that are not zero once removed")
-            if any(self.zeros[letter, k] or k in self.stored for k in carriers if k in self.rule.divides):
+            divisors = [k for k in carriers if k in self.rule.divides and not self._made_one(k)]
+            if any(self.zeros[letter, k] or k in self.stored for k in divisors):
                 self._hold(axis, "divides by channels that are zero once removed")
         for letter in self._uncut() & set(self.bound):
             outer = any(letters(part)[0] in self.cut for part in self.composed if letter in letters(part))
             self._hold(self.bound[letter], "is cut by whole groups" if outer else "is cut within its groups")
+
+    def _made_one(self, k: int) -> bool:
+        """Whether masks can write 1 into a scale: one that is stored as it is, and that nothing else takes for zero."""
+        name = self.call.node.inputs[k]
+        alone = name in self.state.graph.uses or len(self.state.graph.consumers[name]) == 1
+        if k != self.rule.points.scale or name not in self.state.graph.weights or not alone:
+            return False
+        self.state.fills[name] = Fill((1,))
+        return True
 
     def _stays(self, letter: str) -> bool:
         """Whether a letter reaches a result, rather than being summed away."""

@@ -78,19 +78,39 @@ def macs(call: Call) -> int:
     op, out = call.node.op, math.prod(call.outputs[0] or (0,)) if call.outputs else 0
     if any(shape is None for shape, name in zip(call.inputs, call.node.inputs, strict=True) if name):
         return 0
-    if op in ("Conv", "ConvInteger", "QLinearConv"):
+    if op in ("Conv", "FusedConv", "ConvInteger", "QLinearConv"):
         return out * math.prod(call.shape(3 if op == "QLinearConv" else 1)[1:])
     if op == "ConvTranspose":
         return math.prod(call.shape(0)) * math.prod(call.shape(1)[1:])
-    if op == "Gemm":
+    if op in ("Gemm", "FusedGemm", "QGemm"):
         return out * call.shape(0)[0 if call.attribute("transA", 0) else 1]
-    if op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
-        return out * call.shape(0)[-1]
+    if op in _PRODUCTS:
+        before = 0 if call.attribute("transBatchA", 0) else -2
+        return out * call.shape(0)[before if call.attribute("transA", 0) else -1]
+    if op in _ATTENTION:
+        return _attention_macs(call, out)
     if op in ("LSTM", "GRU", "RNN") and call.rank(0) == 3:
         return math.prod(call.shape(0)[:2]) * (math.prod(call.shape(1)) + math.prod(call.shape(2)))
     if op == "Einsum":
         return _einsum_macs(call)
     return 0
+
+
+_PRODUCTS = frozenset(
+    {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "TransposeMatMul", "MatMulIntegerToFloat"}
+    | {"DynamicQuantizeMatMul", "MatMulNBits"}
+)
+_ATTENTION = frozenset({"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention"})
+
+
+def _attention_macs(call: Call, out: int) -> int:
+    """Scores and weighted sums over the positions of one run (those of a past aside), and the projection where it is part."""
+    shape = call.shape(0)
+    if call.node.standard or call.node.op not in ("Attention", "QAttention"):
+        keys = call.shape(1) or shape
+        return (math.prod(shape) + out) * keys[-2]
+    columns = call.shape(1)[-1]
+    return shape[0] * shape[1] * (shape[2] * columns + (columns + out // max(1, shape[0] * shape[1])) // 2 * shape[1])
 
 
 def _einsum_macs(call: Call) -> int:

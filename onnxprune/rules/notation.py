@@ -132,11 +132,15 @@ class Signature:
 
 @dataclass(frozen=True)
 class Points:
-    """Where zero points are: the operand that has it by the operand it is for; the result's; or the output that it is."""
+    """Where zero points are: the operand that has it by the operand it is for; the result's; or the output that it is.
+
+    ``scale``: the operand that is divided by, of which masks make 1 rather than 0.
+    """
 
     operands: Mapping[int, int] = field(default_factory=dict)
     result: int | None = None
     made: int | None = None
+    scale: int | None = None
 
 
 _TOKEN = re.compile(r"\(([a-z0-9!+ ]+)\)|(\.\.\.)|(\*)|(!?[a-z][a-z0-9]*)|(1)|(_)|(\S)")

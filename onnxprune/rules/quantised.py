@@ -52,7 +52,7 @@ add(
     build=_quantize,
     times=(0,),
     divides=(1,),
-    points=Points(result=2),
+    points=Points(result=2, scale=1),
     note="whole blocks",
 )
 add(
@@ -70,7 +70,7 @@ add(
     build=_quantize,
     times=(0,),
     divides=(1,),
-    points=Points(result=2),
+    points=Points(result=2, scale=1),
 )
 add("DequantizeLinear", domain=MICROSOFT, signature="a c *, c, c -> a c *", build=_quantize, times=(0, 1), points=Points({0: 2}))
 add(
@@ -193,18 +193,23 @@ add(
 
 
 def _n_bits(call: Call) -> Signature | None:
-    """Rows of the weight are columns of the result; what is summed over leaves in whole blocks."""
+    """Rows of the weight are columns of the result; what is summed over leaves in whole blocks.
+
+    Zero points may be packed like the weight, several blocks' in a byte (``y``); then these leave together.
+    """
     k, block = int(call.attribute("K")), int(call.attribute("block_size"))
     rows, blocks = int(call.attribute("N")), -(-k // block)
     if call.node.input(4) or call.attribute("weight_prepacked", 0) or call.rank(1) != 3:
         return None
     packed = bool(call.node.input(3)) and call.shape(3) not in ((rows, blocks), (rows * blocks,))
-    q = "!q" if packed or k % block else "q"
-    data = f"... ({q} !b)" if k % block == 0 else "... _"
-    table = {1: f"(n {q})", 2: f"n {q}"}
-    zeros = {1: "(n !z)", 2: "n _"} if packed else table
-    operands = [data, f"n {q} _", table.get(call.rank(2), ""), zeros.get(call.rank(3), ""), "", "n"]
-    sizes = {"q": blocks, "n": rows} | ({"b": block} if k % block == 0 else {})
+    byte = 8 // int(call.attribute("bits", 4)) if packed else 1
+    if k % block or blocks % byte:
+        data, q, z, sizes = "... _", "!q", "!z", {"q": blocks, "n": rows}
+    else:
+        data, q, z, sizes = "... (q !y !b)", "q !y", "q", {"q": blocks // byte, "y": byte, "b": block, "n": rows}
+    table = {1: f"(n {q})", 2: f"n ({q})"}
+    zeros = {1: f"(n {z})", 2: f"n {z}"} if packed else table
+    operands = [data, f"n ({q}) _", table.get(call.rank(2), ""), zeros.get(call.rank(3), ""), "", "n"]
     return replace(parse(f"{', '.join(operands)} -> ... n", **sizes), sums={"q": ((0,), (2,))})
 
 
@@ -216,7 +221,7 @@ def _n_bits_sizes(call: Call, inputs: Sequence[Shape | None], outputs: Sequence[
 add(
     "MatMulNBits",
     domain=MICROSOFT,
-    signature="... (q !b), n q _, n q, n q, , n -> ... n",
+    signature="... (q !y !b), n (q !y) _, n (q !y), n q, , n -> ... n",
     build=_n_bits,
     times=(0, 2),
     plus=(5,),
