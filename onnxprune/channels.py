@@ -58,18 +58,23 @@ class ChannelGroup:
     def slices(self, weights: Weights) -> Iterator[tuple[Array, IntArray]]:
         """The filters of every producer, one stored tensor at a time.
 
+        A large tensor comes in several pieces, each with some of the numbers of some of the filters.
+
         Yields:
             filters: numbers (positions, ...), the producer axis first; those of quantised tensors from their zero point on.
             channels: int (positions,), the channel each of them belongs to.
         """
-        for member in self.members:
-            if member.producer:
-                values = weights.read(member.site.tensor)
+        for member in (m for m in self.members if m.producer):
+            axis, shape = member.site.axis, weights.shape(member.site.tensor)
+            for box, part in weights.pieces(member.site.tensor):
                 if any(member.fill.values):
-                    values = values.astype(np.float32) - member.fill.over(values.shape).astype(np.float32)
-                values = np.moveaxis(values, member.site.axis, 0)
-                whole = len(member.positions) == len(values) and bool((np.diff(member.positions) == 1).all())
-                yield (values if whole else values[member.positions]), member.channels
+                    zero = np.broadcast_to(member.fill.over(shape), shape)[box]
+                    part = part.astype(np.float32) - zero.astype(np.float32)
+                first, last = np.searchsorted(member.positions, (box[axis].start, box[axis].stop))
+                positions, values = member.positions[first:last] - box[axis].start, np.moveaxis(part, axis, 0)
+                whole = len(positions) == len(values) and bool((np.diff(positions) == 1).all())
+                if len(positions):
+                    yield (values if whole else values[positions]), member.channels[first:last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +110,15 @@ class Coupling:
         return ~removed[self.components.root[self.labels(site)]]
 
 
-def analyse(graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Reason] | None = None) -> Coupling:
+def analyse(
+    graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Reason] | None = None, mixing: bool = False
+) -> Coupling:
     """Find the coupled channels of a graph.
 
     Args:
         freeze: shell-style patterns of node or tensor names to leave alone.
         hold: more names to leave alone, each with its own reason.
+        mixing: whether axes that a node normalises or averages over may be cut, which is not exact.
 
     Raises:
         UsageError: a pattern matches nothing.
@@ -123,24 +131,24 @@ def analyse(graph: Graph, *, freeze: tuple[str, ...] = (), hold: Mapping[str, Re
             raise UsageError(f"--freeze {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
         names |= {name: Reason(name, f"frozen by --freeze {pattern}") for name in found}
     shapes = infer(graph)
-    return _choose_ways(graph, shapes, names)
+    return _choose_ways(graph, shapes, names, mixing)
 
 
-def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason]) -> Coupling:
+def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason], mixing: bool) -> Coupling:
     """Where an axis can be cut in several ways and the first turns out blocked, take the next one that is free."""
-    state = flow(graph, shapes, {}, names)
+    state = flow(graph, shapes, {}, names, mixing=mixing)
     components = state.space.components()
     chosen: dict[int, int] = {}
     for way in count(1):
         blocked = [i for i, (ways, labels) in state.options.items() if ways > way and components.held[labels].all()]
         if not blocked:
             break
-        other = flow(graph, shapes, chosen | dict.fromkeys(blocked, way), names)
+        other = flow(graph, shapes, chosen | dict.fromkeys(blocked, way), names, mixing=mixing)
         others = other.space.components()
         freed = [i for i in blocked if i in other.options and not others.held[other.options[i][1]].all()]
         if freed:
             chosen |= dict.fromkeys(freed, way)
-            state = flow(graph, shapes, chosen, names)
+            state = flow(graph, shapes, chosen, names, mixing=mixing)
             components = state.space.components()
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
 
@@ -187,10 +195,10 @@ def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
             fill = state.fills.get(site.tensor, Fill())
             producer = "producer" in state.roles.get(site, ())
             found[g].append(Member(stored_site(state.graph, site), positions, index_of[here[positions]], producer, fill))
-    return tuple(_group(state, r, tuple(m)) for r, m in zip(roots, found, strict=True))
+    return tuple(_group(state, components, r, tuple(m)) for r, m in zip(roots, found, strict=True))
 
 
-def _group(state: Flow, roots: IntArray, members: tuple[Member, ...]) -> ChannelGroup:
+def _group(state: Flow, components: Components, roots: IntArray, members: tuple[Member, ...]) -> ChannelGroup:
     weights = state.graph.weights
     counted = {m.site: m for m in members if m.producer or len(weights.shape(m.site.tensor)) == 1}.values()
     parameters = sum(
@@ -200,7 +208,7 @@ def _group(state: Flow, roots: IntArray, members: tuple[Member, ...]) -> Channel
     )
     first = next((m for m in members if m.producer), members[0])
     name = state.roles.get(first.site, {}).get("producer", first.site.tensor)
-    return ChannelGroup(name, roots, members, parameters)
+    return ChannelGroup(name, roots, members, parameters, exact=not components.mixed[roots].any())
 
 
 def _frozen(state: Flow, components: Components) -> tuple[Frozen, ...]:

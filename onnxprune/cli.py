@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ Data = Annotated[
 ]
 Freeze = Annotated[
     list[str] | None, typer.Option("--freeze", metavar="PATTERN", help="Nodes or tensors to leave alone.", show_default=False)
+]
+Mixing = Annotated[
+    bool, typer.Option("--mixing", help="Also cut what LayerNormalization, Softmax or means work over; that is not exact.")
 ]
 Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.", show_default=False)]
 
@@ -74,6 +78,7 @@ def demo(
 def inspect(
     model: Model,
     freeze: Freeze = None,
+    mixing: Mixing = False,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.", show_default=False)
     ] = None,
@@ -82,7 +87,7 @@ def inspect(
     with _working() as progress:
         if json is not None:
             check_output(json, model)
-        report = inspect_model(model, freeze=tuple(freeze or ()), progress=progress)
+        report = inspect_model(model, freeze=tuple(freeze or ()), mixing=mixing, progress=progress)
         if json is not None:
             report.save(json)
     print(report)
@@ -103,6 +108,7 @@ def prune(
     ] = "uniform",
     data: Data = None,
     freeze: Freeze = None,
+    mixing: Mixing = False,
     min_channels: Annotated[int, typer.Option(metavar="K", help="What every group keeps at least.")] = 1,
     round_to: Annotated[int, typer.Option(metavar="K", help="Round kept channels up to a multiple of K.")] = 1,
     seed: Annotated[int, typer.Option(metavar="N", help="For everything random.")] = 0,
@@ -132,12 +138,14 @@ def prune(
             min_channels=min_channels,
             round_to=round_to,
             freeze=tuple(freeze or ()),
+            mixing=mixing,
             plan=plan,
+            scratch=None if output is None or dry_run else output.absolute().parent,
             progress=progress,
         )
         if output is not None and not dry_run:
             progress("write")
-            result.save(output)
+            result.save(output, move=True)
         if save_plan is not None:
             result.plan.save(save_plan)
         if report is not None:
@@ -185,4 +193,5 @@ def _root(
 def main(*args: Any) -> None:
     """Entry point."""
     quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files go then as well
     app(*args)

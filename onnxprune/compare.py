@@ -81,7 +81,7 @@ def compare(
         names = [[p.name for p in g.inputs] for g in graphs]
         raise DataError(f"the models can't be compared: their inputs are {names[0]} and {names[1]}")
     shapes = infer(graphs[0]), infer(graphs[1])
-    models = graphs[0].assemble(), graphs[1].assemble()
+    models = graphs[0].assemble().ready(), graphs[1].assemble().ready()
     dataset = None if data is None else datasets.read(data, graphs[0].inputs)
     if dataset is None:
         feeds = random_feeds(graphs[0].inputs, shapes[0].inputs, np.random.default_rng(seed))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,11 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.structure import all_tensors
 from onnxprune.weights import external_file
 
 Source = str | Path | ModelProto
-EXTERNAL_FROM = 1024
-"""Tensors of at least this many bytes go to the external file, where there is one."""
 FILE_LIMIT = (1 << 31) - 1
 """The largest protobuf message, and so the largest model file."""
 
@@ -74,7 +76,7 @@ def check_text(message: Any, *, drop: bool) -> None:
 _TENSOR_TEXTS = [TensorProto.DESCRIPTOR.fields_by_name[name] for name in ("name", "doc_string", "external_data")]
 
 
-def save(model: ModelProto, path: str | Path, *, external: bool = False, source: Source | None = None) -> None:
+def save(model: AnyModel, path: str | Path, *, external: bool = False, source: Source | None = None) -> None:
     """Write a model so that the path holds either all of it or what was there before.
 
     Args:
@@ -84,14 +86,47 @@ def save(model: ModelProto, path: str | Path, *, external: bool = False, source:
     Raises:
         OutputError: the path can't be written.
     """
-    path = Path(path)
+
+    def write(data: Path, name: str) -> ModelProto:
+        if external:
+            return (model if isinstance(model, LazyModel) else LazyModel(model, {})).write_data(data, name)
+        return model.complete() if isinstance(model, LazyModel) else model
+
+    _replace(Path(path), write, external, source)
+
+
+def place(stored: Path, path: str | Path, *, move: bool, source: Source | None = None) -> None:
+    """Write a model that lies at ``stored`` with external data, as :func:`save` would.
+
+    Args:
+        move: its data become the output's, if they are on the same disk, instead of being copied.
+
+    Raises:
+        OutputError: the path can't be written, or the data have been moved before.
+    """
+
+    def write(data: Path, name: str) -> ModelProto:
+        model, _ = parse(stored)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+        (shutil.move if move else shutil.copyfile)(_data_path(stored), data)
+        return model
+
+    if not _data_path(stored).exists():
+        raise OutputError(f"output {str(path)!r} can't be written: the result was moved when it was saved before; copy that")
+    _replace(Path(path), write, True, source)
+
+
+def _replace(path: Path, write: Callable[[Path, str], ModelProto], external: bool, source: Source | None) -> None:
+    """Put what ``write`` returns, and the data that it writes to a file, in place of what is there, both or neither."""
     check_output(path, source)
     temporary, temporary_data, old_data = (path.with_name(f".onnxprune-{os.getpid()}.{part}") for part in ("tmp", "data", "old"))
     data = _data_path(path)
     fresh = external and not data.exists()
     try:
-        if external:
-            model = _externalised(model, temporary_data, data.name)
+        model = write(temporary_data, data.name)
         with open(temporary, "wb") as file:
             file.write(model.SerializeToString())
         if external:
@@ -158,21 +193,34 @@ def _data_path(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
-def _externalised(model: ModelProto, target: Path, location: str) -> ModelProto:
-    """A copy whose larger initializers lie in ``target``, which will be called ``location``."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    with open(target, "wb") as file:
-        for tensor in copy.graph.initializer:
-            if tensor.HasField("raw_data") and len(tensor.raw_data) >= EXTERNAL_FROM:
-                file.write(b"\0" * (-file.tell() % 4096))
-                offset = file.tell()
-                length = file.write(tensor.raw_data)
-                tensor.ClearField("raw_data")
-                tensor.data_location = TensorProto.EXTERNAL
-                for key, value in (("location", location), ("offset", offset), ("length", length)):
-                    tensor.external_data.add(key=key, value=str(value))
-    return copy
+class Scratch:
+    """A temporary folder for what is too large for memory. It goes when it is closed, and with this object."""
+
+    def __init__(self, parent: Path | None, needed: int) -> None:
+        """Make it in ``parent``, or where the system keeps temporary files, if there are ``needed`` bytes.
+
+        Raises:
+            OutputError: there is not enough room, or nothing can be written there.
+        """
+        place = Path(tempfile.gettempdir() if parent is None else parent)
+        try:
+            free = shutil.disk_usage(place).free
+            if free < needed:
+                raise OutputError(
+                    f"folder {str(place)!r} has {free / 1e9:.1f} GB left, but to prove a model of this size "
+                    f"{needed / 1e9:.1f} GB are needed there for a while; make room, or write to another disk"
+                )
+            self.folder = Path(tempfile.mkdtemp(prefix=".onnxprune-", dir=place))
+        except OSError as error:
+            raise OutputError(f"folder {str(place)!r} can't be written: {one_line(error)}; choose another one") from error
+        self.close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def hold(self, model: LazyModel, name: str) -> LazyModel:
+        """The model with the data of its larger tensors in files, here where they are in none."""
+        try:
+            return model.on_disk(self.folder / name)
+        except OSError as error:
+            raise OutputError(f"folder {str(self.folder.parent)!r} can't be written: {one_line(error)}; make room") from error
 
 
 def write_json(data: Mapping[str, Any], path: str | Path, what: str) -> None:

@@ -35,6 +35,7 @@ from onnxprune.intake import (
     without_functions,
     without_weights,
 )
+from onnxprune.lazy import LazyModel, LazyTensor
 from onnxprune.structure import (
     Node,
     Port,
@@ -104,9 +105,15 @@ class Graph:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the file, or of the serialised proto where the model was given as one."""
+        """Hex digest of the file, or of the serialised proto where the model was given as one (over 2 GB: of its parts)."""
         if isinstance(self.source, ModelProto):
-            return hashlib.sha256(self.source.SerializeToString(deterministic=True)).hexdigest()
+            try:
+                return hashlib.sha256(self.source.SerializeToString(deterministic=True)).hexdigest()
+            except EncodeError:
+                digest = hashlib.sha256(self.proto.SerializeToString(deterministic=True))
+                for tensor in self.source.graph.initializer:
+                    digest.update(tensor.SerializeToString(deterministic=True))
+                return digest.hexdigest()
         with open(self.source, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -124,15 +131,19 @@ class Graph:
         """A private copy of the structure, to be rewired."""
         return Editor(self)
 
-    def assemble(self, weights: Mapping[str, TensorProto] | None = None) -> ModelProto:
-        """The complete model again, with some stored tensors replaced by others of the same name."""
+    def lazy(self, name: str) -> LazyTensor:
+        """A stored tensor as it is, from which changed ones can be made."""
+        return LazyTensor(self.weights[name], self.weights.folder)
+
+    def assemble(self, weights: Mapping[str, LazyTensor] | None = None) -> LazyModel:
+        """The whole model again, with some stored tensors replaced by others of the same name."""
         model = ModelProto()
         model.CopyFrom(self.proto)
         for node in open_nodes(model.graph):
             _set_constant(node, weights or {})
-        for graph in open_graphs(model.graph):
-            _export_weights(graph, self.weights, weights or {}, set(self.weights))
-        return model
+        tensors = {name: (weights or {}).get(name) or self.lazy(name) for name in self.weights}
+        _fill_subgraphs(model.graph, tensors)
+        return LazyModel(model, {t.name: tensors[t.name] for t in self.proto.graph.initializer})
 
 
 def load(source: Source) -> Graph:
@@ -263,8 +274,8 @@ class Editor:
         self._edited.add(id(copy))
         self._insert(op, inputs, output, node, attributes)
 
-    def finish(self, weights: Mapping[str, TensorProto], shapes: Mapping[str, Sequence[int | None]]) -> ModelProto:
-        """Drop what nothing uses any more and write the model.
+    def finish(self, weights: Mapping[str, LazyTensor], shapes: Mapping[str, Sequence[int | None]]) -> LazyModel:
+        """Drop what nothing uses any more and export the model.
 
         Args:
             weights: tensors that replace stored ones of the same name; the others are copied as they are.
@@ -279,19 +290,21 @@ class Editor:
                 self._tensors[name].name = use.tensor
         self._export_nodes(self._gs, graph, weights)
         used = read_names(graph)
+        names, copies = [t.name for t in graph.initializer if t.name in used], sorted(filter(self._graph.is_copy, used))
+        tensors = {name: weights.get(name) or self._graph.lazy(name) for name in self._graph.weights if name in used}
         for part in open_graphs(graph):
-            _export_weights(part, self._graph.weights, weights, used)
+            kept = [tensors[t.name].header(t.name) for t in part.initializer if t.name in used]
+            del part.initializer[:]
+            part.initializer.extend(kept)
+        _fill_subgraphs(graph, tensors)
         graph.initializer.extend(t for name, t in self._new.items() if name in used)
-        for name in filter(self._graph.is_copy, used):
-            copy = graph.initializer.add()
-            copy.CopyFrom(weights[name] if name in weights else self._graph.weights.inline(name))
-            copy.name = name
+        graph.initializer.extend(tensors[name].header(name) for name in copies)
         keep_known(graph, used, dropped={t.name for t in self._graph.proto.graph.initializer} - used)
         for part in open_graphs(graph):
             for value in (*part.input, *part.output, *part.value_info):
                 if value.name in shapes:
                     redeclare(value, shapes[value.name])
-        return model
+        return LazyModel(model, {name: tensors[name] for name in (*names, *copies)})
 
     def _tensor(self, name: str) -> gs.Tensor:
         if name not in self._tensors:
@@ -313,7 +326,7 @@ class Editor:
         part = self._owners[id(self._nodes[before.index])]
         part.nodes.insert(part.nodes.index(self._nodes[before.index]), new)
 
-    def _export_nodes(self, part: gs.Graph, graph: GraphProto, weights: Mapping[str, TensorProto]) -> None:
+    def _export_nodes(self, part: gs.Graph, graph: GraphProto, weights: Mapping[str, LazyTensor]) -> None:
         """Replace a graph's nodes by those of its copy, subgraphs included."""
         del graph.node[:]
         for copy in part.nodes:
@@ -323,7 +336,7 @@ class Editor:
                 if a.type == AttributeProto.GRAPH:
                     self._export_nodes(copy.attrs[a.name], a.g, weights)
 
-    def _export(self, node: gs.Node, weights: Mapping[str, TensorProto]) -> NodeProto:
+    def _export(self, node: gs.Node, weights: Mapping[str, LazyTensor]) -> NodeProto:
         """The node's proto: the original with its inputs renamed where it was not edited, so that nothing is lost."""
         original = self._originals.get(id(node))
         edited = original is None or id(node) in self._edited
@@ -364,20 +377,21 @@ def _copies(part: gs.Graph, protos: Iterator[NodeProto]) -> Iterator[tuple[gs.No
                 yield from _copies(copy.attrs[a.name], protos)
 
 
-def _set_constant(node: NodeProto, weights: Mapping[str, TensorProto]) -> None:
+def _fill_subgraphs(graph: GraphProto, tensors: Mapping[str, LazyTensor]) -> None:
+    """Put the data of subgraphs' initializers, which are read from nowhere else, into the proto."""
+    for part in list(open_graphs(graph))[1:]:
+        for header in part.initializer:
+            name = header.name
+            header.CopyFrom(tensors[name].proto())
+            header.name = name
+
+
+def _set_constant(node: NodeProto, weights: Mapping[str, LazyTensor]) -> None:
     if node.op_type == "Constant" and node.output[0] in weights:
         del node.attribute[:]
-        node.attribute.append(helper.make_attribute("value", weights[node.output[0]]))
+        node.attribute.append(helper.make_attribute("value", weights[node.output[0]].proto()))
 
 
-def _export_weights(graph: GraphProto, stored: Weights, replaced: Mapping[str, TensorProto], used: set[str]) -> None:
-    """Fill in the data of the initializers that are used; those of subgraphs travel with their nodes."""
-    names = [t.name for t in graph.initializer if t.name in used]
-    del graph.initializer[:]
-    for name in names:
-        graph.initializer.append(replaced[name] if name in replaced else stored.inline(name))
-
-
-def _same(a: TensorProto | None, b: TensorProto | None) -> bool:
+def _same(a: LazyTensor | None, b: LazyTensor | None) -> bool:
     """Whether what became of two tensors that were equal is still equal."""
-    return a is b or (a is not None and b is not None and a.raw_data == b.raw_data)
+    return a is b or (a is not None and b is not None and a.proto().raw_data == b.proto().raw_data)

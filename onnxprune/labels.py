@@ -81,9 +81,10 @@ class Labelled:
         """The factors over that axis alone."""
         return tuple(f for f in self.factors if f.axes == (index,))
 
-    def filled(self) -> Labelled:
-        """The same where removed channels are not zero."""
-        return replace(self, factors=tuple(replace(f, zero=False) for f in self.factors))
+    def filled(self, axes: set[int]) -> Labelled:
+        """The same where removed channels on some axes are not zero."""
+        factors = (replace(f, zero=False) if axes.intersection(f.axes) else f for f in self.factors)
+        return replace(self, factors=tuple(factors))
 
     @property
     def split(self) -> tuple[Factor, ...]:
@@ -98,6 +99,7 @@ class LabelSpace:
         self.reasons: list[Reason] = []
         self._count = 0
         self._held = np.zeros(1024, np.int32)  # 1 + index of the reason; 0: free
+        self._mixed = np.zeros(1024, np.bool_)  # a node normalises or averages over it
         self._row = np.arange(1024)  # the first label of the row that it was tied to
         self._ties: list[tuple[IntArray, IntArray]] = []
 
@@ -107,6 +109,7 @@ class LabelSpace:
         self._count += count
         if self._count > len(self._held):
             self._held = np.concatenate([self._held, np.zeros(max(self._count, len(self._held)), np.int32)])
+            self._mixed = np.concatenate([self._mixed, np.zeros(len(self._held) - len(self._mixed), np.bool_)])
             self._row = np.concatenate([self._row, np.arange(len(self._row), len(self._held))])
         if reason is not None:
             self.hold(labels, reason)
@@ -119,6 +122,10 @@ class LabelSpace:
             if not self.reasons or self.reasons[-1] != reason:
                 self.reasons.append(reason)
             self._held[free] = len(self.reasons)
+
+    def mix(self, labels: IntArray) -> None:
+        """Labels whose removal changes the others' values, and is allowed all the same."""
+        self._mixed[labels] = True
 
     def is_held(self, labels: IntArray) -> bool:
         """Whether all of them are known to stay, ties not considered."""
@@ -197,7 +204,9 @@ class LabelSpace:
         first = np.full(self._count, last, np.int32)
         np.minimum.at(first, root[marks > 0], marks[marks > 0])
         held = np.where(first < last, first, 0)[root]
-        return Components(root, held, tuple(self.reasons))
+        mixed = np.zeros(self._count, np.bool_)
+        mixed[root[self._mixed[: self._count]]] = True
+        return Components(root, held, mixed[root], tuple(self.reasons))
 
     def _cause(self, axis: Axis) -> Reason | None:
         """The reason why an axis is held, where it is known."""
@@ -209,10 +218,14 @@ class LabelSpace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Components:
-    """The coupled channels: ``root[label]`` names the component, ``held[label]`` is 1 + the index of its reason, or 0."""
+    """The coupled channels: ``root[label]`` names the component, ``held[label]`` is 1 + the index of its reason, or 0.
+
+    ``mixed[label]``: a node normalises or averages over it, so that its removal is not exact.
+    """
 
     root: IntArray
     held: npt.NDArray[np.int32]
+    mixed: BoolArray
     reasons: tuple[Reason, ...]
 
     def reason(self, label: int) -> Reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import ModelProto, ValueInfoProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxprune.errors import ModelError
+from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
@@ -57,20 +59,35 @@ _LIMITED = _limit_memory()
 
 
 class Session:
-    """A model in onnxruntime on the CPU, deterministic, with a given number of threads."""
+    """A model in onnxruntime on the CPU, deterministic, with a given number of threads.
 
-    def __init__(self, model: ModelProto, *, threads: int = 1, optimise: bool = True) -> None:
+    The weights of a lazy model stay in their files, from where they are mapped into memory, if it is not optimised.
+
+    Args:
+        optimise: whether onnxruntime rewrites the graph and repacks weights; by default if the model is a proto.
+    """
+
+    def __init__(self, model: AnyModel, *, threads: int = 1, optimise: bool | None = None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        lazy = isinstance(model, LazyModel)
+        full = not lazy if optimise is None else optimise
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if full else level.ORT_DISABLE_ALL
         options.add_session_config_entry("session.use_env_allocators", "1" if _LIMITED else "0")
+        if isinstance(model, LazyModel):
+            model, folder = model.referring()
+            options.add_session_config_entry("session.disable_prepacking", "0" if full else "1")
+            if folder is not None:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
             data = model.SerializeToString()
         except EncodeError as error:
-            raise ModelError("the model is too large or too deeply nested to be handed to onnxruntime; split it") from error
+            raise ModelError(
+                "the model is too large or too deeply nested to be handed to onnxruntime; save it with external data, or split it"
+            ) from error
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         except _ORT_ERRORS as error:
@@ -160,10 +177,10 @@ def random_feeds(inputs: Iterable[Port], shapes: Mapping[str, tuple[int, ...]], 
     return feeds
 
 
-def tapped(model: ModelProto, names: Iterable[str]) -> ModelProto:
+def tapped(model: LazyModel, names: Iterable[str]) -> LazyModel:
     """The same model with the tensors called ``names``, intermediate ones included, as further outputs."""
     copy = ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(model.proto)
     known = {o.name for o in copy.graph.output}
     copy.graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n and n not in known)
-    return copy
+    return replace(model, proto=copy)

@@ -149,7 +149,7 @@ def _probe(graph: Graph, batch: int, size: int, *, fixed: Shapes | None = None, 
 def _measured(graph: Graph, first: _Probe, second: _Probe | None) -> Shapes:
     """What static inference does not tell, onnxruntime does, in a run at one or two probe sizes."""
     names = [n for node in graph.proto.graph.node for n in node.output]
-    session = Session(tapped(graph.assemble(), names), optimise=False)
+    session = Session(tapped(graph.assemble(), names).ready(), optimise=False)
     for size in PROBE_SIZES if second is not None else PROBE_SIZES[:1]:
         seen = _run(graph, session, 1, size)
         if seen is None:

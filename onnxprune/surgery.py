@@ -8,18 +8,18 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
 
 from onnxprune.channels import Coupling
 from onnxprune.errors import OnnxpruneError
 from onnxprune.flow import Reroute, one_gather, stand_ins
 from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Factor, IntArray, Labelled
+from onnxprune.lazy import LazyModel, LazyTensor
 from onnxprune.plan import Plan
 from onnxprune.rules import Call, Resize, Rule
 from onnxprune.shapes import Executor, Shape, Shapes, follow
 from onnxprune.structure import Node
-from onnxprune.weights import Array
+from onnxprune.weights import Array, replaced
 
 
 class RepairError(OnnxpruneError):
@@ -31,21 +31,19 @@ class RepairError(OnnxpruneError):
         self.why = why
 
 
-def mask(graph: Graph, plan: Plan) -> ModelProto:
+def mask(graph: Graph, plan: Plan) -> LazyModel:
     """The original with the removed channels' weights set to zero, or what stands for it; shapes stay as they are."""
-    zeroed: dict[str, Array] = {}
+    zeroed: dict[str, LazyTensor] = {}
     for site in plan.sites:
-        values = zeroed[site.tensor] if site.tensor in zeroed else graph.weights.read(site.tensor).copy()
         gone = np.ones(site.of, np.bool_)
         gone[list(site.keep)] = False
-        place = (slice(None),) * site.axis + (gone,)
-        values[place] = np.broadcast_to(site.fill.over(values.shape), values.shape)[place]
-        zeroed[site.tensor] = values
-    return graph.assemble({name: graph.weights.replaced(name, values) for name, values in zeroed.items()})
+        value = site.fill.over(graph.weights.shape(site.tensor))
+        zeroed[site.tensor] = (zeroed.get(site.tensor) or graph.lazy(site.tensor)).fill(site.axis, gone, value)
+    return graph.assemble(zeroed)
 
 
-def apply(coupling: Coupling, removed: BoolArray) -> ModelProto:
-    """Cut the components marked in ``removed`` out of the model. Reads one stored tensor at a time.
+def apply(coupling: Coupling, removed: BoolArray) -> LazyModel:
+    """Cut the components marked in ``removed`` out of the model. Reads nothing but small tensors.
 
     Raises:
         RepairError: a node hard-codes a size in a way that can't be corrected.
@@ -62,10 +60,10 @@ class _Surgeon:
         self.execute = Executor(coupling.graph)
         self.masks: dict[str, tuple[BoolArray, ...] | None] = {}
         self.new = Shapes(inputs=coupling.shapes.inputs)
-        self.weights: dict[str, TensorProto] = {}
+        self.weights: dict[str, LazyTensor] = {}
         self.sizes: dict[str, list[tuple[Node, int, Array]]] = {}
 
-    def operate(self) -> ModelProto:
+    def operate(self) -> LazyModel:
         for name in self.coupling.shapes.shapes:
             self._shrink(name)
         for step in self.coupling.flow.steps:
@@ -93,13 +91,9 @@ class _Surgeon:
             if known is not None:
                 self.new.set_value(name, known, True)
             return
-        values = self.graph.weights.read(name)
-        for axis, keep in enumerate(masks):
-            if not keep.all():
-                values = np.compress(keep, values, axis)
-        self.weights[name] = self.graph.weights.replaced(name, values)
+        self.weights[name] = self.graph.lazy(name).keep(masks)
         if known is not None:
-            self.new.set_value(name, values, True)
+            self.new.set_value(name, self.weights[name].values(), True)
 
     def _rectangle(self, tensor: Labelled) -> tuple[BoolArray, ...] | None:
         """Which indices stay per axis, or None where what stays is not rectangular."""
@@ -273,7 +267,7 @@ class _Surgeon:
             readers = sum(list(n.inputs).count(name) + list(n.captured).count(name) for n in consumers.get(name, []))
             agreed = all(np.array_equal(first, w) for _, _, w in wishes) and readers == len(wishes)
             if agreed and all(p.name != name for p in self.graph.outputs):
-                self.weights[name] = self.graph.weights.replaced(name, first)
+                self.weights[name] = LazyTensor(replaced(self.graph.weights[name], first))
                 continue
             for node, k, wanted in wishes:
                 self.editor.set_input(node, k, self.editor.constant(f"{name}_resized", wanted))
@@ -330,7 +324,7 @@ class _Surgeon:
     def _expected(self, name: str, arrived: Array) -> bool:
         """Whether each label that arrived is coupled to one that the original node put there, or stays in any case."""
         tensor, masks = self.coupling.flow.tensors[name], self.masks[name]
-        if 0 in tensor.shape:
+        if 0 in tensor.shape and not tensor.factors:
             return True
         if masks is None or arrived.shape != self.new.shapes[name]:
             return False

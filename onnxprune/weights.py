@@ -38,7 +38,13 @@ ELEMENT_LIMIT = 1 << 31
 EMPTY_LIMIT = 1 << 24
 """The same for each dimension of a tensor without elements, whose file says nothing about its size."""
 
-_PACKED = {
+PIECE = 1 << 24
+"""Bytes of a tensor that are worked on at a time; temporaries are a few times as large."""
+
+Box = tuple[slice, ...]
+"""A part of a tensor: which stretch of each axis."""
+
+PACKED = {
     getattr(TensorProto, name): bits
     for name, bits in (
         *(("INT4", 4), ("UINT4", 4), ("INT2", 2), ("UINT2", 2)),
@@ -75,7 +81,7 @@ class Weights(Mapping[str, TensorProto]):
 
     def __init__(self, tensors: Mapping[str, TensorProto], folder: Path | None = None) -> None:
         self._tensors = dict(tensors)
-        self._folder = folder
+        self.folder = folder
 
     def __getitem__(self, name: str) -> TensorProto:
         return self._tensors[name]
@@ -105,24 +111,37 @@ class Weights(Mapping[str, TensorProto]):
     @property
     def has_external_data(self) -> bool:
         """Whether any tensor keeps its bytes in a file beside the model."""
-        return any(_is_external(t) for t in self._tensors.values())
+        return any(is_external(t) for t in self._tensors.values())
 
     @property
     def external_bytes(self) -> int:
         """Bytes kept in files beside the model."""
-        return sum(_expected_bytes(t) or 0 for t in {id(t): t for t in self._tensors.values()}.values() if _is_external(t))
+        return sum(raw_bytes(t) or 0 for t in {id(t): t for t in self._tensors.values()}.values() if is_external(t))
 
     def read(self, name: str) -> Array:
         """The values as an array of the declared shape. Reads this one tensor; treat the result as read-only."""
-        return _read(self._tensors[name], name, self._folder)
+        return read_tensor(self._tensors[name], name, self.folder)
 
-    def inline(self, name: str) -> TensorProto:
-        """The tensor with its bytes inside the proto (the stored one itself where they already are)."""
-        return inlined(self._tensors[name], name, self._folder)
+    def pieces(self, name: str) -> Iterator[tuple[Box, Array]]:
+        """The values part by part, in the order in which they are stored; a small tensor in one part."""
+        return pieces(self.read(name))
 
-    def replaced(self, name: str, values: Array) -> TensorProto:
-        """A tensor of the same name, type and documentation that holds ``values``."""
-        return _replaced(self._tensors[name], values)
+
+def pieces(values: Array, limit: int | None = None) -> Iterator[tuple[Box, Array]]:
+    """An array part by part, in the order of its elements, each of at most ``limit`` bytes (``PIECE``)."""
+    limit = limit or PIECE
+    inner = [values.itemsize * math.prod(values.shape[axis + 1 :]) for axis in range(values.ndim)]
+    axis = next((k for k, size in enumerate(inner) if size <= limit), None)
+    if axis is None or values.nbytes <= limit:
+        yield tuple(slice(0, size) for size in values.shape), values
+        return
+    step = limit // inner[axis]
+    rest = tuple(slice(0, size) for size in values.shape[axis + 1 :])
+    for outer in np.ndindex(values.shape[:axis]):
+        for start in range(0, values.shape[axis], step):
+            stretch = slice(start, min(start + step, values.shape[axis]))
+            box = (*(slice(i, i + 1) for i in outer), stretch, *rest)
+            yield box, values[box]
 
 
 def check(tensor: TensorProto, name: str, folder: Path | None, *, mask: bool = True) -> None:
@@ -141,28 +160,29 @@ def check(tensor: TensorProto, name: str, folder: Path | None, *, mask: bool = T
         raise ModelError(f"weight {name!r}: its shape {shape} is absurdly large; the file is damaged, export it again")
     if tensor.data_type == TensorProto.UNDEFINED or tensor.data_type not in TensorProto.DataType.values():
         raise ModelError(f"weight {name!r}: its element type {tensor.data_type} does not exist; upgrade onnx, or export it again")
-    if not _is_external(tensor):
+    if not is_external(tensor):
         _check_size(tensor, name)
     if tensor.data_type in FLOATS:
-        _check_finite(_read(tensor, name, folder), name, mask=mask)
-    elif _is_external(tensor):
+        _check_finite(read_tensor(tensor, name, folder), name, mask=mask)
+    elif is_external(tensor):
         _map_external(tensor, name, folder)
 
 
 def inlined(tensor: TensorProto, name: str, folder: Path | None) -> TensorProto:
     """The tensor with its bytes inside the proto (itself where they already are)."""
-    return _replaced(tensor, _read(tensor, name, folder)) if _is_external(tensor) else tensor
+    return replaced(tensor, read_tensor(tensor, name, folder)) if is_external(tensor) else tensor
 
 
 def external_file(tensor: TensorProto, folder: Path) -> Path | None:
     """Where a tensor says that its data are; None where they are inside the proto."""
-    if not _is_external(tensor):
+    if not is_external(tensor):
         return None
     return folder / next((e.value for e in tensor.external_data if e.key == "location"), "")
 
 
-def _read(tensor: TensorProto, name: str, folder: Path | None) -> Array:
-    if _is_external(tensor):
+def read_tensor(tensor: TensorProto, name: str, folder: Path | None) -> Array:
+    """The values as an array of the declared shape; a view of their bytes where that is possible."""
+    if is_external(tensor):
         return _map_external(tensor, name, folder)
     try:
         return numpy_helper.to_array(tensor)
@@ -171,28 +191,31 @@ def _read(tensor: TensorProto, name: str, folder: Path | None) -> Array:
         raise ModelError(f"weight {name!r}: its data can't be read as {describe_type(tensor.data_type)}: {reason}") from error
 
 
-def _replaced(old: TensorProto, values: Array) -> TensorProto:
+def replaced(old: TensorProto, values: Array) -> TensorProto:
+    """A tensor of the same name, type and documentation that holds ``values``."""
     new = TensorProto(name=old.name, data_type=old.data_type, dims=values.shape)
-    if old.data_type == TensorProto.STRING or old.data_type in _PACKED:
+    if old.data_type == TensorProto.STRING or old.data_type in PACKED:
         new.CopyFrom(numpy_helper.from_array(np.asarray(values), old.name))
     else:
         new.raw_data = np.ascontiguousarray(values).tobytes()
-    new.doc_string = old.doc_string
+    if old.HasField("doc_string"):
+        new.doc_string = old.doc_string
     new.metadata_props.extend(old.metadata_props)
     return new
 
 
-def _is_external(tensor: TensorProto) -> bool:
+def is_external(tensor: TensorProto) -> bool:
+    """Whether the bytes lie in a file beside the model."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
-def _expected_bytes(tensor: TensorProto) -> int | None:
+def raw_bytes(tensor: TensorProto) -> int | None:
     """Bytes that the declared shape takes, or None where elements have no fixed size."""
     count: int = math.prod(tensor.dims)
     if tensor.data_type == TensorProto.STRING:
         return None
-    if tensor.data_type in _PACKED:
-        return -(-count * _PACKED[tensor.data_type] // 8)
+    if tensor.data_type in PACKED:
+        return -(-count * PACKED[tensor.data_type] // 8)
     try:
         return count * int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
     except (KeyError, ValueError, TypeError):
@@ -202,14 +225,14 @@ def _expected_bytes(tensor: TensorProto) -> int | None:
 def _check_size(tensor: TensorProto, name: str) -> None:
     """Whether the proto holds as many bytes or values as the shape needs."""
     if tensor.HasField("raw_data"):
-        needed, found, unit = _expected_bytes(tensor), len(tensor.raw_data), "bytes"
+        needed, found, unit = raw_bytes(tensor), len(tensor.raw_data), "bytes"
     else:
         field = _FIELDS.get(tensor.data_type, "int32_data")
         needed, found, unit = math.prod(tensor.dims), len(getattr(tensor, field)), "values"
         if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
             needed *= 2
-        elif _PACKED.get(tensor.data_type, 6) != 6:  # those of 6 bits are packed among raw bytes only
-            needed = _expected_bytes(tensor)
+        elif PACKED.get(tensor.data_type, 6) != 6:  # those of 6 bits are packed among raw bytes only
+            needed = raw_bytes(tensor)
     if found != needed:
         raise ModelError(
             f"weight {name!r}: shape {list(tensor.dims)} needs {needed or 'no'} {unit} but the file holds {found}; "
@@ -219,16 +242,20 @@ def _check_size(tensor: TensorProto, name: str) -> None:
 
 def _check_finite(values: Array, name: str, *, mask: bool) -> None:
     """Refuse NaN, and infinities where they do not mark anything."""
+    total = None if values.dtype.itemsize >= 4 else np.float32
     with np.errstate(all="ignore"):
-        if np.isfinite(np.sum(values, dtype=None if values.dtype.itemsize >= 4 else np.float32)):
+        odd = [(box, part) for box, part in pieces(values) if not np.isfinite(np.sum(part, dtype=total))]
+        bad = next(((b, p, np.isnan(p)) for b, p in odd if np.isnan(p).any()), None)
+        bad = bad or next(((b, p, ~np.isfinite(p)) for b, p in odd if not np.isfinite(p).all()), None)
+        if bad is None:
             return
-        bad = np.isnan(values)
-        if not bad.any():
-            bad = ~np.isfinite(values)
-            if not bad.any() or (mask and (values.size == 1 or not np.any(values[~bad] != 0))):
-                return
-    index = [int(i) for i in np.unravel_index(int(np.argmax(bad)), values.shape)]
-    what = "NaN" if np.isnan(values[tuple(index)]) else "Inf"
+        box, part, where = bad
+        marks = mask and not np.isnan(part).any()
+        if marks and (values.size == 1 or not any(np.any(p[np.isfinite(p)] != 0) for _, p in pieces(values))):
+            return
+    place = np.unravel_index(int(np.argmax(where)), part.shape)
+    index = [int(i) + side.start for i, side in zip(place, box, strict=True)]
+    what = "NaN" if np.isnan(part[place]) else "Inf"
     raise ModelError(f"weight {name!r}: {what} at index {index}; the network is damaged, restore it from a good checkpoint")
 
 
@@ -242,7 +269,7 @@ def _map_external(tensor: TensorProto, name: str, folder: Path | None) -> Array:
             "give the path of the model, or load the data with onnx.load_external_data_for_model first"
         )
     path = _inside(folder, location, name)
-    expected = _expected_bytes(tensor)
+    expected = raw_bytes(tensor)
     if expected is None:
         raise ModelError(
             f"weight {name!r}: external data of type {describe_type(tensor.data_type)} are not allowed by ONNX; "
@@ -265,7 +292,7 @@ def _map_external(tensor: TensorProto, name: str, folder: Path | None) -> Array:
         stored = np.memmap(path, np.uint8, "r", offset, (expected,))
     except OSError as error:
         raise ModelError(f"weight {name!r}: external data {location!r} can't be read: {error.strerror}") from error
-    if tensor.data_type in _PACKED:
+    if tensor.data_type in PACKED:
         return numpy_helper.to_array(TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=stored.tobytes()))
     return stored.view(dtype).reshape(tuple(tensor.dims))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cases_attention
+import cases_control
 import cases_elementwise
 import cases_fused
 import cases_indexing
@@ -10,6 +11,7 @@ import cases_linear
 import cases_mixing
 import cases_movement
 import cases_quantised
+import cases_recurrent
 from cases_net import Case, Net, check_model, run
 
 CASES: list[Case] = [
@@ -21,6 +23,8 @@ CASES: list[Case] = [
     *cases_attention.CASES,
     *cases_fused.CASES,
     *cases_quantised.CASES,
+    *cases_recurrent.CASES,
+    *cases_control.CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}
 BY_OP = {key: [case for case in CASES if case.key == key] for key in sorted({case.key for case in CASES})}

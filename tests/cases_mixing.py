@@ -40,6 +40,12 @@ CASES += [
     *row("InstanceNormalization", (7, 22), "", _affine("InstanceNormalization", 8), zero=True),
     *row("InstanceNormalization", 7, "line", _affine("InstanceNormalization", 8), start="line", zero=True),
     *row("InstanceNormalization", 13, "as GroupNorm", lambda g, x: _as_group_norm(g, x)),
+    *frozen(
+        "InstanceNormalization",
+        13,
+        "channels as positions",
+        lambda g, x: g.Transpose(g.InstanceNormalization(g.Transpose(x, perm=[0, 2, 1, 3]), g.w(4), g.w(4)), perm=[0, 2, 1, 3]),
+    ),
     *row("GroupNormalization", 18, "4 groups", _affine("GroupNormalization", 4, num_groups=4), zero=True),
     *row("GroupNormalization", 21, "4 groups", _affine("GroupNormalization", 8, num_groups=4), zero=True),
     *row("GroupNormalization", 21, "2 groups", _affine("GroupNormalization", 8, num_groups=2), zero=True),
@@ -255,3 +261,12 @@ def _resized_like(g: Net, x: str) -> str:
 def _roi_align(g: Net, x: str, images: Sequence[int] = (0, 1, 1), **attributes: Any) -> str:
     regions = np.array([[0, 0, 3, 3], [1, 0, 5, 2], [0.5, 1, 4, 3]], np.float32)
     return g.RoiAlign(x, g.input(regions), np.array(images), **attributes)
+
+
+CASES += [
+    case
+    for op in ("GlobalAveragePool", "GlobalMaxPool")
+    for case in frozen(
+        op, 13, "channels as positions", lambda g, x, op=op: getattr(g, op)(g.Transpose(g.Neg(g.Abs(x)), perm=[0, 2, 1, 3]))
+    )
+]

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
-    "errors", "weights", "structure", "files", "intake", "assembly", "graph",
+    "errors", "weights", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "channels",
     "cost", "data", "plan", "importance", "surgery", "evaluate", "report", "pruner", "compare", "demo", "operators",
     "__init__", "cli", "__main__",

@@ -59,7 +59,7 @@ def test_attributes_that_graphsurgeon_drops_survive() -> None:
     edited = load(model).editor()
     node = load(model).nodes[0]
     edited.set_attribute(node, "group", 1)
-    assert odd in edited.finish({}, {}).graph.node[0].attribute
+    assert odd in edited.finish({}, {}).proto.graph.node[0].attribute
 
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12])

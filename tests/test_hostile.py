@@ -19,7 +19,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import files, graph
+from onnxprune import files, graph, lazy
 from onnxprune.errors import DataError, ModelError, OutputError
 
 ort.set_default_logger_severity(4)
@@ -1133,7 +1133,7 @@ def test_interrupted_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external: bool, old: bool, call: int, after: bool, error: BaseException
 ) -> None:
     """Whenever a save stops, the old output or the new one is there, whole, and nothing else."""
-    monkeypatch.setattr(files, "EXTERNAL_FROM", 64)
+    monkeypatch.setattr(lazy, "EXTERNAL_FROM", 64)
     path = tmp_path / "out.onnx"
     first, second = onnxprune.prune(net(), ratio=0).model, onnxprune.prune(net(), ratio=0.75).model
     files.save(second, path, external=external)

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune.channels import analyse
 from onnxprune.graph import load
+from onnxprune.lazy import LazyModel
 from onnxprune.plan import allocate, make_plan
 from onnxprune.surgery import apply
 
@@ -66,7 +67,7 @@ def test_exported_models(path: Path) -> None:
     for ratio, scope in ((0.5, "uniform"), (0.3, "global"), (0.8, "uniform")):
         removed = allocate(coupling, [rng.random(g.size) for g in coupling.groups], ratio=ratio, scope=scope)
         plan = make_plan(coupling, removed)
-        pruned = apply(coupling, removed)
+        pruned = apply(coupling, removed).complete()
         assert plan.sites, "nothing was cut"
         onnx.checker.check_model(pruned)
         judge.assert_equal(model, pruned, plan.to_dict())
@@ -92,11 +93,11 @@ def test_a_wrong_plan_is_caught() -> None:
 
 
 def test_the_package_oracle_catches_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sabotaged(*arguments: object) -> onnx.ModelProto:
-        pruned = apply(*arguments)
+    def sabotaged(*arguments: object) -> LazyModel:
+        pruned = apply(*arguments).complete()
         weight = next(t for t in pruned.graph.initializer if len(t.dims) == 4)
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
-        return pruned
+        return LazyModel(pruned, {})
 
     monkeypatch.setattr("onnxprune.pruner.apply", sabotaged)
     with pytest.raises(onnxprune.VerificationError, match="differs from the masked original"):

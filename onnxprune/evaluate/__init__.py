@@ -2,6 +2,17 @@
 
 from onnxprune.evaluate.accuracy import accuracy, agreement, measure, predict, relative_error
 from onnxprune.evaluate.latency import Latency, interleaved
-from onnxprune.evaluate.verify import Verification, verify
+from onnxprune.evaluate.verify import Verification, check_runs, verify
 
-__all__ = ["Latency", "Verification", "accuracy", "agreement", "interleaved", "measure", "predict", "relative_error", "verify"]
+__all__ = [
+    "Latency",
+    "Verification",
+    "accuracy",
+    "agreement",
+    "check_runs",
+    "interleaved",
+    "measure",
+    "predict",
+    "relative_error",
+    "verify",
+]

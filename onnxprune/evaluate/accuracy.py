@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto
 
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError
+from onnxprune.lazy import AnyModel
 from onnxprune.runtime import Session
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
 
-def measure(models: tuple[ModelProto, ModelProto], data: Dataset, ports: Sequence[Port]) -> dict[str, Any]:
+def measure(models: tuple[AnyModel, AnyModel], data: Dataset, ports: Sequence[Port]) -> dict[str, Any]:
     """How two models do on the same data.
 
     Returns:
@@ -32,7 +32,7 @@ def measure(models: tuple[ModelProto, ModelProto], data: Dataset, ports: Sequenc
     return found | {"relative_error": relative_error(one, other)}
 
 
-def predict(model: ModelProto, data: Dataset, ports: Sequence[Port]) -> list[Array]:
+def predict(model: AnyModel, data: Dataset, ports: Sequence[Port]) -> list[Array]:
     """Outputs for all samples, one array per output that has the samples on its first axis."""
     session = Session(model, threads=2)
     parts: list[list[Array]] = []

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto
 
+from onnxprune.lazy import AnyModel
 from onnxprune.runtime import Session
 from onnxprune.weights import Array
 
@@ -26,14 +26,14 @@ class Latency:
 
 
 def interleaved(
-    models: tuple[ModelProto, ModelProto], feeds: Mapping[str, Array], *, runs: int = 50, seconds: float = 10.0, threads: int = 1
+    models: tuple[AnyModel, AnyModel], feeds: Mapping[str, Array], *, runs: int = 50, seconds: float = 10.0, threads: int = 1
 ) -> tuple[Latency, Latency]:
     """Time two models with the same input, in turns, so that noise of the machine meets both alike.
 
     Args:
         runs: of each model at most; ``seconds`` of measuring at most (but five runs at least).
     """
-    sessions = [Session(m, threads=threads) for m in models]
+    sessions = [Session(m, threads=threads, optimise=True) for m in models]
     for session in sessions:
         session.run(feeds)
         session.run(feeds)

@@ -53,6 +53,7 @@ class _Binding:
         self.rest: dict[int, bool] = {}
         self.stored = {k for k, name in enumerate(call.node.inputs) if state.is_weight(name)}
         self.sizes: dict[str, int] = dict(signature.sizes)
+        self.mixed: set[str] = set()
         tokens = [t for pattern in (*signature.operands, *signature.results) for t in pattern.tokens]
         self.composed = [part for t in tokens if isinstance(t, tuple) for part in parts(t)]
         self.cut: Way = frozenset()
@@ -190,13 +191,21 @@ class _Binding:
             for letter, own in named:
                 self._tie(letter, own, k)
             if isinstance(token, str) and token.startswith("!"):
-                self._hold(self.bound[token[1:]], "works over this axis as a whole")
+                if self.rule.mixes and self.state.mixing:
+                    self._mix(token[1:])
+                else:
+                    self._hold(self.bound[token[1:]], "works over this axis as a whole")
 
     def _tie(self, letter: str, axis: Axis, k: int) -> None:
         loose = [f for f in axis if not self.space.is_held(f.labels)]
         self.zeros[letter, k] = self.zeros.get((letter, k), self.rest[k]) and bool(loose) and all(f.zero for f in loose)
         reason = Reason(self.call.node.label, f"{self.call.node.op} meets an axis that can't be cut")
         self.bound[letter] = self.space.tie_axes(self.bound[letter], axis, reason) if letter in self.bound else axis
+
+    def _mix(self, letter: str) -> None:
+        self.mixed.add(letter)
+        for factor in self.bound[letter]:
+            self.space.mix(factor.labels)
 
     def _hold(self, axis: Axis, text: str) -> None:
         for factor in axis:
@@ -227,7 +236,7 @@ class _Binding:
         for letter, axis in self.bound.items():
             carriers = [k for (name, k) in self.zeros if name == letter]
             alternatives = self.signature.sums.get(letter, () if self._stays(letter) else tuple((k,) for k in carriers))
-            summed = letter in self.signature.sums or not self._stays(letter)
+            summed = letter not in self.mixed and (letter in self.signature.sums or not self._stays(letter))
             if summed and not any(all(self._removed_is_zero(letter, k) for k in present(self.call, way)) for way in alternatives):
                 self._hold(axis, "sums over channels that are not zero once removed")
             if any(not self.zeros[letter, k] for k in carriers if k in self.signature.whole):

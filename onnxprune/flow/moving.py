@@ -146,7 +146,7 @@ class Mover:
 
     def _complete(self, parts: list[tuple[int, Factor]], shape: Shape, weight: bool) -> Labelled:
         """Unite what arrived, and label the positions that come from nowhere: free if the operator made them."""
-        if 0 in shape:
+        if 0 in shape and not any(0 in self.call.shape(k) for k in self.data):
             return Labelled(shape, (), weight)
         factors = merge(parts, self.space)
         free = self._free_axes(shape)

@@ -25,51 +25,48 @@ _QUANTISED = re.compile("Linear|Integer|^Q")
 """Operators that read biases as 32-bit integers, which are sizes anywhere else."""
 
 
-def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason]) -> Flow:
+def flow(graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason], *, mixing: bool = False) -> Flow:
     """Run the labels through the graph.
 
     Args:
         choices: which way to cut at a node (by index), where there are several; the first where nothing is said.
         frozen: reasons to keep whole, by the name of a node or tensor.
+        mixing: whether axes that a node normalises or averages over may be cut.
     """
-    filled: frozenset[str] = frozenset()
+    filled: frozenset[tuple[str, int]] = frozenset()
     while True:
-        state = _flow_once(graph, shapes, choices, frozen, filled)
+        state = _flow_once(Flow(graph, shapes, choices, mixing), frozen, filled)
         again = _filled_states(state) - filled
         if not again:
             return state
         filled |= again
 
 
-def _flow_once(
-    graph: Graph, shapes: Shapes, choices: Mapping[int, int], frozen: Mapping[str, Reason], filled: frozenset[str]
-) -> Flow:
-    """One walk. ``filled``: states of loops in which removed channels are not zero, whatever they begin with."""
-    state = Flow(graph, shapes, choices)
+def _flow_once(state: Flow, frozen: Mapping[str, Reason], filled: frozenset[tuple[str, int]]) -> Flow:
+    """One walk. ``filled``: axes of loops' states on which removed channels are not zero, whatever they begin with."""
     _label_sources(state, frozen)
-    for node in graph.nodes:
-        if node.op == "Constant" and node.outputs[0] in graph.weights:
+    for node in state.graph.nodes:
+        if node.op == "Constant" and node.outputs[0] in state.graph.weights:
             continue
-        call = describe(graph, node, shapes)
+        call = describe(state.graph, node, state.shapes)
         state.steps.append(_visit(state, call, find(node.op, node.domain) if not _has_body(node) else None))
-        for name in filled.intersection(node.outputs):
-            state.tensors[name] = state.tensors[name].filled()
+        for name in (n for n in node.outputs if node.border and n in state.tensors):
+            state.tensors[name] = state.tensors[name].filled({axis for state_name, axis in filled if state_name == name})
         _freeze(state, node, frozen)
-    for port in graph.outputs:
+    for port in state.graph.outputs:
         state.hold(port.name, Reason(state.writer(port.name), f"graph output {port.name!r} keeps its shape"))
     return state
 
 
-def _filled_states(state: Flow) -> frozenset[str]:
-    """States of loops that begin with zeros in removed channels but do not keep them."""
-    found: set[str] = set()
+def _filled_states(state: Flow) -> frozenset[tuple[str, int]]:
+    """Axes of loops' states that begin with zeros in removed channels but do not keep them."""
+    found: set[tuple[str, int]] = set()
     for node in state.graph.nodes:
         if node.border and node.op != "If" and len(node.inputs) == 2:
             first, later = (state.tensors.get(name) for name in node.inputs)
             if first is not None and later is not None:
-                kept = {axis for f in later.factors if f.zero for axis in f.axes}
-                if any(f.zero and not kept.issuperset(f.axes) for f in first.factors):
-                    found.add(node.inputs[0])
+                begun, kept = ({axis for f in t.factors if f.zero for axis in f.axes} for t in (first, later))
+                found |= {(node.inputs[0], axis) for axis in begun - kept}
     return frozenset(found)
 
 

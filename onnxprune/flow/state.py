@@ -52,7 +52,8 @@ class Step:
 class Flow:
     """The labels of every tensor once they have flowed through the whole graph.
 
-    ``choices``: which way to cut at a node (by index), where there are several. The rest are results: ``tensors`` by
+    ``choices``: which way to cut at a node (by index), where there are several. ``mixing``: cut axes that a node normalises
+    or averages over, too. The rest are results: ``tensors`` by
     name, ``steps`` in the order of the nodes, ``sites`` with the first label of each weight axis, ``roles`` of sites in
     sums of products (``"producer"``, ``"consumer"``) with the node concerned, ``reroutes`` by tensor, ``options``: by
     node, how many ways there were to cut, and the labels concerned; ``fills``: what stands for zero in stored tensors of
@@ -62,6 +63,7 @@ class Flow:
     graph: Graph
     shapes: Shapes
     choices: Mapping[int, int]
+    mixing: bool = False
     space: LabelSpace = field(default_factory=LabelSpace)
     tensors: dict[str, Labelled] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
@@ -101,8 +103,8 @@ class Flow:
         """An input's labels; held ones are made up for tensors that have none."""
         name = call.node.inputs[k]
         tensor = self.tensors.get(name)
-        if 0 in call.shape(k):
-            return Labelled(call.shape(k), (), self.is_weight(name))
+        if tensor is not None and not tensor.factors and 0 in tensor.shape:
+            return tensor
         if tensor is None or not tensor.factors:
             reason = Reason(self.writer(name) or call.node.label, f"{name!r} is computed without channels")
             return Labelled(call.shape(k), self.held_axes(call.shape(k), reason), self.is_weight(name))

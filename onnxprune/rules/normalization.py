@@ -12,6 +12,12 @@ def _batch_norm(call: Call) -> Signature | None:
     return parse(f"n c *, c, c, c, c -> n c *{extra}")
 
 
+def _instance_norm(call: Call) -> Signature:
+    """Each channel over its positions, among which an exporter may have put channels (GroupNorm)."""
+    positions = [f"x{i}" for i in range(call.rank() - 2)]
+    return parse(f"n c {' '.join('!' + x for x in positions)}, c, c -> n c {' '.join(positions)}")
+
+
 def layer_norm(call: Call) -> Signature:
     """Everything from ``axis`` on is normalised together; the axes before it pass."""
     axis = call.axis(default=-1)
@@ -76,7 +82,8 @@ add("BatchNormalization", signature="n c *, c, c, c, c -> n c *", build=_batch_n
 add(
     "InstanceNormalization",
     kind=Kind.MIXING,
-    signature="n c *, c, c -> n c *",
+    signature="n c !*, c, c -> n c *",
+    build=_instance_norm,
     times=(1,),
     plus=(2,),
     note="exporters write GroupNorm with it: whole groups leave",
@@ -94,7 +101,8 @@ add(
 add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=layer_norm, zero=False)
 add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=layer_norm, zero=False)
 add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=softmax, zero=False)
-add("LpNormalization", "CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
+add("LpNormalization", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
+add("CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False, counts=True)
 add(
     "DFT",
     kind=Kind.MIXING,

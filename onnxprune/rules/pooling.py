@@ -1,13 +1,19 @@
 """Pooling and resampling: each channel for itself."""
 
 from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.rules.registry import Kept, Resize, add
+from onnxprune.rules.registry import Kept, Kind, Resize, add
 from onnxprune.shapes import Shape
 
 
 def _pool(call: Call) -> Signature | None:
     """MaxPool's second result counts positions over all channels, so it is covered only where nothing asks for it."""
     return None if len(call.node.outputs) > 1 and call.node.outputs[1] else parse("n c * -> n c *")
+
+
+def _global_pool(call: Call) -> Signature:
+    """All positions become one."""
+    positions = " ".join(f"!x{i}" for i in range(call.rank() - 2))
+    return parse(f"n c {positions} -> n c{' 1' * (call.rank() - 2)}")
 
 
 def _resize(call: Call) -> Signature | None:
@@ -43,8 +49,9 @@ def _new_sizes(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shap
 
 add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), keeps=True, note="without the indices")
 add("AveragePool", "LpPool", signature="n c * -> n c *", times=(0,))
-add("GlobalMaxPool", signature="n c * -> n c *", times=(0,), keeps=True)
-add("GlobalAveragePool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
+add("GlobalAveragePool", kind=Kind.MIXING, signature="n c !* -> n c *", build=_global_pool, times=(0,))
+add("GlobalMaxPool", kind=Kind.MIXING, signature="n c !* -> n c *", build=_global_pool, times=(0,), keeps=True)
+add("GlobalLpPool", signature="n c * -> n c *", times=(0,))
 add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes)
 add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,))
 add("GridSample", signature="n c *, n * -> n c *", times=(0,))

@@ -58,5 +58,5 @@ add(
     note="of zeros is a barrier",
 )
 add("ReduceLogSumExp", kind=Kind.MIXING, signature="* !c -> *", build=_reduce, zero=False)
-add("ArgMax", "ArgMin", kind=Kind.MIXING, signature="* !c -> *", build=_arg, zero=False)
-add("TopK", kind=Kind.MIXING, signature="* !c -> * _", build=_top_k, zero=False)
+add("ArgMax", "ArgMin", kind=Kind.MIXING, signature="* !c -> *", build=_arg, zero=False, counts=True)
+add("TopK", kind=Kind.MIXING, signature="* !c -> * _", build=_top_k, zero=False, counts=True)

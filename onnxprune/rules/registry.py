@@ -45,8 +45,9 @@ class Rule:
 
     ``times`` and ``plus`` say when a removed channel of the result is exactly zero in the masked model: if it is in any
     operand of ``times`` (all of them count as absent where the tuple is empty) and in every operand of ``plus``.
-    ``ALL`` stands for every operand, ``zero=False`` for never. ``points`` tells where quantised operands and results have
-    their zero points, which stand for zero in them. ``keeps``: an operand of one value everywhere gives that value.
+    ``ALL`` stands for every operand, ``zero=False`` for never. ``counts``: the result depends on how many channels there
+    are in front, so that mixing is out of the question (ArgMax). ``points`` tells where quantised operands and results
+    have their zero points, which stand for zero in them. ``keeps``: an operand of one value everywhere gives that value.
     ``runs``: the ONNX operator that moves the operands with elements in the same way.
     """
 
@@ -61,6 +62,7 @@ class Rule:
     divides: tuple[int, ...] = ()
     data: tuple[int, ...] | slice | None = (0,)
     fills: bool = False
+    counts: bool = False
     resize: Resizer | None = None
     points: Points = field(default_factory=Points)
     keeps: bool = False
@@ -71,6 +73,11 @@ class Rule:
     def name(self) -> str:
         """The operator with its domain, where that is not ONNX's own."""
         return f"{self.domain}.{self.op}" if self.domain else self.op
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its axis can be cut where the caller does not ask for exactness."""
+        return self.kind is Kind.MIXING and not self.counts
 
     def carries(self, node: Node) -> tuple[int, ...]:
         """Which inputs of a movement operator carry the elements that it moves."""
