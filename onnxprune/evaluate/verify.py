@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ TOLERANCE = 1e-4
 COARSE_TOLERANCE = 2e-2
 """The same where weights are 16-bit or the graph rounds to integers: sums in another order round differently."""
 
+_SWITCHES: dict[int, str] = {TensorProto.BOOL: "?", TensorProto.INT32: "i4", TensorProto.INT64: "i8"}
+"""Element types of inputs that can choose a branch."""
 _HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _ROUNDING = re.compile("Quantize|^Q(Linear|Gemm|Attention)|^(Round|Floor|Ceil)$")
 
@@ -66,9 +70,12 @@ def verify(graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, *, 
     rng = np.random.default_rng(seed)
     worst_abs = worst_rel = 0.0
     tolerance = COARSE_TOLERANCE if _is_coarse(graph) else TOLERANCE
-    runs = 0
-    for sizes in _sizes(graph, shapes):
-        feeds = random_feeds(graph.inputs, sizes, rng)
+    runs, passed = 0, True
+    types = {p.name: _SWITCHES[p.elem_type] for p in graph.inputs if p.elem_type in _SWITCHES}
+    for sizes, switches in product(_sizes(graph, shapes), _switches(graph, shapes)):
+        feeds = random_feeds(graph.inputs, sizes, rng) | {
+            name: np.full(sizes[name], value, types[name]) for name, value in switches.items()
+        }
         try:
             expected = reference.run(feeds)
         except ModelError:
@@ -91,8 +98,27 @@ def verify(graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, *, 
                 "proved about it; remove them or fix their seed"
             )
         worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
+        passed &= relative <= tolerance or relative <= min(COARSE_TOLERANCE, 4 * _noise(reference, feeds, expected, rng))
         runs += 1
-    return Verification(worst_rel <= tolerance, worst_abs, worst_rel, runs)
+    return Verification(passed, worst_abs, worst_rel, runs)
+
+
+def _noise(reference: Session, feeds: Mapping[str, Array], expected: list[Any], rng: np.random.Generator) -> float:
+    """How far rounding alone moves the outputs: what the last bit of the inputs does to them.
+
+    A network with a narrow end (a probability of 1e-5) has larger relative errors than others.
+    """
+    worst = 0.0
+    for _ in range(_TRIALS):
+        nudged = {
+            name: np.nextafter(v, rng.choice([-np.inf, np.inf], v.shape).astype(v.dtype)) if v.dtype.kind == "f" else v
+            for name, v in feeds.items()
+        }
+        worst = max(worst, _largest(reference, expected, reference.run(nudged))[1])
+    return worst
+
+
+_TRIALS = 8
 
 
 def check_runs(graph: Graph, shapes: Shapes, pruned: AnyModel, *, seed: int = 0) -> None:
@@ -141,6 +167,32 @@ def _sizes(graph: Graph, shapes: Shapes) -> list[Mapping[str, Shape]]:
     second = {n: tuple(shapes.fixed.get(n, s)) for n, s in first.items()} if shapes.fixed is not None else first
     tried: list[Mapping[str, Shape]] = [first]
     return tried + [sizes for sizes in (batch, second) if sizes != first] if dynamic or second != first else [first, first]
+
+
+def _switches(graph: Graph, shapes: Shapes) -> list[dict[str, int]]:
+    """Values of single booleans and integers among the inputs that choose branches: each is tried."""
+    values: dict[str, list[int]] = {}
+    for port in graph.inputs:
+        if math.prod(shapes.inputs.get(port.name, (0,))) != 1:
+            continue
+        if port.elem_type == TensorProto.BOOL:
+            values[port.name] = [1, 0]
+        elif port.elem_type in _SWITCHES:
+            values[port.name] = _compared(graph, shapes, port.name)
+    rounds = max(map(len, values.values()), default=0)
+    return [{name: found[i % len(found)] for name, found in values.items() if found} for i in range(rounds)] or [{}]
+
+
+def _compared(graph: Graph, shapes: Shapes, name: str) -> list[int]:
+    """The constants that an input is compared with, and one that it is not."""
+    same, found = {name}, set()
+    for node in graph.nodes:
+        if node.op in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape") and node.input(0) in same:
+            same.update(node.outputs)
+        elif node.op in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual") and same.intersection(node.inputs):
+            others = (shapes.value(n) for n in node.inputs if n not in same)
+            found |= {int(value.flat[0]) for value in others if value is not None and value.size == 1}
+    return [*sorted(found), max(found) + 1] if found else []
 
 
 def _largest(session: Session, expected: list[Any], results: list[Any]) -> tuple[float, float]:
