@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.flow import Flow, Site, flow, matching
 from onnxprune.graph import Graph
-from onnxprune.labels import BoolArray, Components, IntArray, Reason
+from onnxprune.labels import BoolArray, Components, Fill, IntArray, Reason
 from onnxprune.shapes import Shapes, infer
 from onnxprune.weights import PARAMETERS, Array, Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """Where a group's channels live on one axis: ``positions[i]`` of the axis belongs to channel ``channels[i]``."""
+    """Where a group's channels live on one axis: ``positions[i]`` of the axis belongs to channel ``channels[i]``.
+
+    ``fill``: what stands for zero in the tensor.
+    """
 
     site: Site
     positions: IntArray
     channels: IntArray
     producer: bool
+    fill: Fill = field(default_factory=Fill)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,12 +68,15 @@ class ChannelGroup:
         A large tensor comes in several pieces, each with some of the numbers of some of the filters.
 
         Yields:
-            filters: float (positions, ...), the producer axis first.
+            filters: numbers (positions, ...), the producer axis first; those of quantised tensors from their zero point on.
             channels: int (positions,), the channel each of them belongs to.
         """
         for member in (m for m in self.members if m.producer):
-            axis = member.site.axis
+            axis, shape = member.site.axis, weights.shape(member.site.tensor)
             for box, part in weights.pieces(member.site.tensor):
+                if any(member.fill.values):
+                    zero = np.broadcast_to(member.fill.over(shape), shape)[box]
+                    part = part.astype(np.float32) - zero.astype(np.float32)
                 first, last = np.searchsorted(member.positions, (box[axis].start, box[axis].stop))
                 positions, values = member.positions[first:last] - box[axis].start, np.moveaxis(part, axis, 0)
                 whole = len(positions) == len(values) and bool((np.diff(positions) == 1).all())
@@ -134,16 +142,20 @@ def analyse(
 
 
 def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason], mixing: bool) -> Coupling:
-    """Where a split axis can be cut in two ways and the first turns out blocked, take the other if that one is free."""
+    """Where an axis can be cut in several ways and the first turns out blocked, take the next one that is free."""
     state = flow(graph, shapes, {}, names, mixing=mixing)
     components = state.space.components()
-    blocked = [i for i, (_, labels) in state.options.items() if components.held[labels].all()]
-    if blocked:
-        other = flow(graph, shapes, dict.fromkeys(blocked, 1), names, mixing=mixing)
+    chosen: dict[int, int] = {}
+    for way in count(1):
+        blocked = [i for i, (ways, labels) in state.options.items() if ways > way and components.held[labels].all()]
+        if not blocked:
+            break
+        other = flow(graph, shapes, chosen | dict.fromkeys(blocked, way), names, mixing=mixing)
         others = other.space.components()
         freed = [i for i in blocked if i in other.options and not others.held[other.options[i][1]].all()]
         if freed:
-            state = flow(graph, shapes, dict.fromkeys(freed, 1), names, mixing=mixing)
+            chosen |= dict.fromkeys(freed, way)
+            state = flow(graph, shapes, chosen, names, mixing=mixing)
             components = state.space.components()
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
 
@@ -187,8 +199,9 @@ def _groups(state: Flow, components: Components) -> tuple[ChannelGroup, ...]:
         groups = group_of[here]
         for g in np.unique(groups[groups >= 0]):
             positions = np.flatnonzero(groups == g)
+            fill = state.fills.get(site.tensor, Fill())
             producer = "producer" in state.roles.get(site, ())
-            found[g].append(Member(stored_site(state.graph, site), positions, index_of[here[positions]], producer))
+            found[g].append(Member(stored_site(state.graph, site), positions, index_of[here[positions]], producer, fill))
     return tuple(_group(state, components, r, tuple(m)) for r, m in zip(roots, found, strict=True))
 
 

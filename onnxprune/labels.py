@@ -32,7 +32,8 @@ class Reason:
 class Factor:
     """Labels over some axes of a tensor.
 
-    ``labels`` has one dimension per entry of ``axes``. ``zero``: in the masked model the removed slices are exactly zero.
+    ``labels`` has one dimension per entry of ``axes``. ``zero``: in the masked model the removed slices are exactly zero,
+    or what stands for it in this tensor.
     """
 
     axes: tuple[int, ...]
@@ -44,17 +45,37 @@ class Factor:
         return self.labels.reshape([size if axis in self.axes else 1 for axis, size in enumerate(shape)])
 
 
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What stands for zero in a tensor: one value everywhere, or one for each index of an axis (zero points)."""
+
+    values: tuple[int, ...] = (0,)
+    axis: int = 0
+
+    def over(self, shape: tuple[int, ...]) -> IntArray:
+        """The values, to be broadcast over a tensor of that shape."""
+        line = [-1 if axis == self.axis and len(self.values) > 1 else 1 for axis in range(len(shape))]
+        return np.array(self.values, np.int64).reshape(line)
+
+
 Axis = tuple[Factor, ...]
 """All factors over one single axis; empty where nothing on it may be cut."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """A tensor's shape and factors. ``weight``: it comes from stored tensors alone, by movement."""
+    """A tensor's shape and factors.
+
+    ``weight``: it comes from stored tensors alone, by movement. ``rest``: the value that stands for zero; a tensor's name
+    where it is only known at run time, NaN where there is no single one. ``open``: the stored tensors of quantised numbers
+    it comes from, whose first reader says what stands for zero.
+    """
 
     shape: tuple[int, ...]
     factors: tuple[Factor, ...]
     weight: bool = False
+    rest: float | str = 0.0
+    open: tuple[str, ...] = ()
 
     def axis(self, index: int) -> Axis:
         """The factors over that axis alone."""
@@ -261,6 +282,20 @@ def merge(parts: list[tuple[int, Factor]], space: LabelSpace) -> list[Factor]:
         labels = np.where(old.labels == NOWHERE, factor.labels, old.labels)
         slots[key] = Factor(factor.axes, labels, old.zero and factor.zero)
     return list(slots.values())
+
+
+def classes(table: IntArray) -> int:
+    """Into how many classes rows fall where rows that share a label belong together."""
+    _, labels = np.unique(table, return_inverse=True)
+    labels = labels.reshape(table.shape)
+    number = np.arange(len(table))
+    while True:
+        least = np.full(labels.max(initial=-1) + 1, len(table))
+        np.minimum.at(least, labels, number[:, None])
+        lower = least[labels].min(axis=1, initial=len(table))
+        if np.array_equal(lower, number):
+            return len(np.unique(number))
+        number = lower
 
 
 def compare_orders(a: Axis, b: Axis) -> bool:

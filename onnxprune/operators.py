@@ -7,7 +7,6 @@ def table() -> str:
     """A Markdown table of all rules: operator, what cutting means, its axes, remarks."""
     rows = ["| operator | cutting is | axes | remarks |", "|---|---|---|---|"]
     for rule in rules():
-        name = f"{rule.domain}.{rule.op}" if rule.domain else rule.op
         signature = "run on labels" if rule.kind.value == "movement" else f"`{rule.signature}`"
-        rows.append(f"| {name} | {rule.kind.value} | {signature} | {rule.note} |")
+        rows.append(f"| {rule.name} | {rule.kind.value} | {signature} | {rule.note} |")
     return "\n".join(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from onnxprune.channels import ChannelGroup, Coupling, stored_site
 from onnxprune.errors import OptionError, PlanError
 from onnxprune.files import write_json
 from onnxprune.flow import Site
-from onnxprune.labels import BoolArray
+from onnxprune.labels import BoolArray, Fill
 
 SCHEMA = "onnxprune.plan/1"
 
@@ -25,12 +25,25 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PlanSite:
-    """The indices of one weight axis that stay, sorted; ``of`` is the axis' original size."""
+    """The indices of one weight axis that stay, sorted; ``of`` is the axis' original size.
+
+    ``fill``: what masking writes, where that is not 0 (a quantised weight's zero point).
+    """
 
     tensor: str
     axis: int
     of: int
     keep: tuple[int, ...]
+    fill: Fill = field(default_factory=Fill)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the plan: ``fill`` is a number, or a list of one number for each index of the axis ``fill_axis``."""
+        found: dict[str, Any] = {"tensor": self.tensor, "axis": self.axis, "of": self.of, "keep": list(self.keep)}
+        if len(self.fill.values) > 1:
+            found |= {"fill": list(self.fill.values), "fill_axis": self.fill.axis}
+        elif self.fill.values[0]:
+            found["fill"] = self.fill.values[0]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data (schema ``onnxprune.plan/1``)."""
-        sites = [asdict(s) | {"keep": list(s.keep)} for s in self.sites]
+        sites = [s.to_dict() for s in self.sites]
         copies = [asdict(c) | {"keep": list(c.keep)} for c in self.copies]
         edits = [asdict(e) | {name: list(getattr(e, name)) for name in ("channels", "into", "add")} for e in self.edits]
         found = {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
@@ -108,7 +121,8 @@ class Plan:
             if data["schema"] != SCHEMA:
                 raise PlanError(f"plan {str(path)!r} has schema {data['schema']!r}, this version reads {SCHEMA!r}")
             sites = tuple(
-                PlanSite(str(s["tensor"]), int(s["axis"]), int(s["of"]), tuple(int(k) for k in s["keep"])) for s in data["sites"]
+                PlanSite(str(s["tensor"]), int(s["axis"]), int(s["of"]), tuple(int(k) for k in s["keep"]), _fill(s))
+                for s in data["sites"]
             )
             copies = tuple(
                 PlanCopy(
@@ -133,18 +147,27 @@ class Plan:
             raise PlanError(f"plan {str(path)!r} lacks or misspells {error}; save it again with --save-plan") from error
 
 
+def _fill(site: Any) -> Fill:
+    value = site.get("fill", 0)
+    return Fill(tuple(int(v) for v in (value if isinstance(value, list) else [value])), int(site.get("fill_axis", 0)))
+
+
 def make_plan(coupling: Coupling, removed: BoolArray) -> Plan:
     """Write down the removal of label components as a plan."""
     readers: dict[Site, list[Site]] = {}
+    fills: dict[Site, Fill] = {}
     for site in coupling.flow.sites:
-        readers.setdefault(stored_site(coupling.graph, site), []).append(site)
+        stored = stored_site(coupling.graph, site)
+        readers.setdefault(stored, []).append(site)
+        if site.tensor in coupling.flow.fills:
+            fills[stored] = coupling.flow.fills[site.tensor]
     sites, copies = [], []
     for stored, names in readers.items():
         keeps = [coupling.keeps(name, removed) for name in names]
         of, kept = len(keeps[0]), [tuple(np.flatnonzero(k).tolist()) for k in keeps]
         if len(set(kept)) == 1:
             if len(kept[0]) < of:
-                sites.append(PlanSite(stored.tensor, stored.axis, of, kept[0]))
+                sites.append(PlanSite(stored.tensor, stored.axis, of, kept[0], fills.get(stored, Fill())))
             continue
         for name, keep in zip(names, kept, strict=True):
             use = coupling.graph.uses.get(name.tensor)

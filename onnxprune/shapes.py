@@ -46,15 +46,19 @@ class Executor:
         self._opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
         self._cache: dict[int, ReferenceEvaluator] = {}
 
-    def __call__(self, node: Node, inputs: Sequence[Array | None], attributes: Mapping[str, Any] | None = None) -> list[Any]:
+    def __call__(
+        self, node: Node, inputs: Sequence[Array | None], attributes: Mapping[str, Any] | None = None, op: str = ""
+    ) -> list[Any]:
         """Results in the order of the node's (named) outputs, for arrays in the order of its inputs.
 
-        ``attributes`` replace the node's own for this run (None removes one). Raises whatever the evaluator raises when
-        it can't run the node on these arrays.
+        ``attributes`` replace the node's own for this run (None removes one), ``op`` its operator by another one of
+        ONNX's. Raises whatever the evaluator raises when it can't run the node on these arrays.
         """
         if node.index not in self._cache or attributes or len(inputs) != len(node.inputs):
             proto = NodeProto()
             proto.CopyFrom(self._graph.protos[node.index])
+            if op:
+                proto.op_type, proto.domain = op, ""
             del proto.input[:]
             proto.input.extend(f"in{k}" if array is not None else "" for k, array in enumerate(inputs))
             kept = [a for a in proto.attribute if a.name not in (attributes or {})]

@@ -32,12 +32,13 @@ class RepairError(OnnxpruneError):
 
 
 def mask(graph: Graph, plan: Plan) -> LazyModel:
-    """The original with the removed channels' weights set to zero; shapes stay as they are."""
+    """The original with the removed channels' weights set to zero, or what stands for it; shapes stay as they are."""
     zeroed: dict[str, LazyTensor] = {}
     for site in plan.sites:
         gone = np.ones(site.of, np.bool_)
         gone[list(site.keep)] = False
-        zeroed[site.tensor] = (zeroed.get(site.tensor) or graph.lazy(site.tensor)).fill(site.axis, gone)
+        value = site.fill.over(graph.weights.shape(site.tensor))
+        zeroed[site.tensor] = (zeroed.get(site.tensor) or graph.lazy(site.tensor)).fill(site.axis, gone, value)
     return graph.assemble(zeroed)
 
 
@@ -153,7 +154,7 @@ class _Surgeon:
         if empty:
             values = [self.new.value(n) if n else None for n in call.node.inputs]
             operands = stand_ins(call.node.op, rule.carries(call.node), values, [self.new.get(n) for n in call.node.inputs])
-            results = dict(zip(filter(None, call.node.outputs), self.execute(call.node, operands), strict=True))
+            results = dict(zip(filter(None, call.node.outputs), rule.run(self.execute, call.node, operands), strict=True))
             self.new.shapes |= {name: np.shape(results[name]) for name in empty}
 
     def _kept(self, call: Call, side: str, k: int, axis: int) -> BoolArray:
@@ -240,7 +241,7 @@ class _Surgeon:
         for leaf in leaves:
             old = self.new.values[leaf]
             for place, value in enumerate(old.flat):
-                for factor in factors if old.dtype.kind in "iu" and abs(int(value)) > 1 else ():
+                for factor in factors if old.dtype.kind in "iu" and 1 < abs(int(value)) < 1 << 31 else ():
                     if (int(value) * factor).denominator != 1:
                         continue
                     changed = old.copy()
@@ -311,7 +312,7 @@ class _Surgeon:
                     continue
                 spread = self._spread(factor, tensor.shape, node.inputs[k])
                 try:
-                    results = self.execute(node, [*operands[:k], spread + 1, *operands[k + 1 :]], resize.attributes)
+                    results = rule.run(self.execute, node, [*operands[:k], spread + 1, *operands[k + 1 :]], resize.attributes)
                 except Exception:  # the evaluator's errors have no common base; whatever it can't do is repaired otherwise
                     return False
                 for name, result in zip(filter(None, node.outputs), results, strict=True):

@@ -24,8 +24,13 @@ Array = npt.NDArray[Any]
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 """Element types that count as parameters in the sense of a trained network."""
 
-PARAMETERS = FLOATS | {TensorProto.INT8, TensorProto.UINT8}
-"""Element types counted in reports: floats, and the bytes that quantised weights are stored in."""
+_SMALL = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4})
+
+QUANTISED = _SMALL | {TensorProto.INT16, TensorProto.UINT16}
+"""Element types of quantised weights, in which a zero point stands for zero."""
+
+PARAMETERS = FLOATS | _SMALL
+"""Element types counted in reports: floats, and what quantised weights are stored in."""
 
 ELEMENT_LIMIT = 1 << 31
 """A tensor declared larger than this is refused: no device this is meant for could hold it."""

@@ -262,9 +262,9 @@ CASES += [
 CASES += [
     *row("QuantizeLinear", (10, 13, 19, 21), "per tensor", lambda g, x: _quantised(g, x, None, 0)),
     *row("QuantizeLinear", 13, "zero point", lambda g, x: _quantised(g, x, None, 128)),
-    *row("QuantizeLinear", 13, "no zero point", lambda g, x: g.QuantizeLinear(x, 0.05), zero=False),
-    *row("QuantizeLinear", 13, "alone", lambda g, x: g.QuantizeLinear(x, 0.05, g.store(np.uint8(128))), zero=False),
-    *frozen("QuantizeLinear", 13, "per channel", lambda g, x: _quantised(g, x, 1, 0)),
+    *row("QuantizeLinear", 13, "no zero point", lambda g, x: g.QuantizeLinear(x, 0.05), zero=True),
+    *row("QuantizeLinear", 13, "alone", lambda g, x: g.QuantizeLinear(x, 0.05, g.store(np.uint8(128)))),
+    *row("QuantizeLinear", 13, "per channel", lambda g, x: _quantised(g, x, 1, 0), zero=True),
     *row("QuantizeLinear", 13, "per batch", lambda g, x: g.QuantizeLinear(x, g.positive(2), axis=0)),
     *row(
         "DequantizeLinear", (10, 13, 19, 21), "weight", lambda g, x: _weight_of_bytes(g, x, axis=None, zero_point=None), zero=True

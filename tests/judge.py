@@ -33,7 +33,7 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
-    """The model with everything that the plan removes set to zero."""
+    """The model with everything that the plan removes set to zero, or to what the plan says stands for zero."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     tensors = stored(copy)
@@ -42,7 +42,10 @@ def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
         assert values.shape[site["axis"]] == site["of"]
         assert site["keep"] == sorted(set(site["keep"]))
         gone = np.setdiff1d(np.arange(site["of"]), site["keep"])
-        np.moveaxis(values, site["axis"], 0)[gone] = 0
+        fill = np.array(site.get("fill", 0)).astype(values.dtype)
+        along = np.moveaxis(values, site.get("fill_axis", -1), -1)  # a list of fills runs along the last axis of this view
+        whole = np.moveaxis(np.broadcast_to(fill, along.shape), -1, site.get("fill_axis", -1))
+        np.moveaxis(values, site["axis"], 0)[gone] = np.moveaxis(whole, site["axis"], 0)[gone]
         tensors[site["tensor"]].CopyFrom(numpy_helper.from_array(values, tensors[site["tensor"]].name))
     return copy
 

@@ -1237,9 +1237,9 @@ def test_command_line_with_a_full_disk(tmp_path: Path) -> None:
 
 SIGNALLED = """
 import os, signal, sys
-from onnxprune import pruner
+from onnxprune import proof
 from onnxprune.cli import main
-pruner.verify = lambda *args, **options: os.kill(os.getpid(), signal.SIGINT)
+proof.verify = lambda *args, **options: os.kill(os.getpid(), signal.SIGINT)
 main(sys.argv[1:])
 """
 

@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import cases
+import cases_attention
+import cases_fused
+import cases_quantised
 import freed
 import graphs
 import judge
@@ -19,8 +22,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 import onnxprune
+from onnxprune.graph import load
 from onnxprune.plan import Plan
 from onnxprune.rules import find
+from onnxprune.weights import FLOATS
 
 C = 8
 Build = Callable[[Net], str]
@@ -429,6 +434,8 @@ RUN = [
     for c in cases.CASES
     if c.expect == "cut" and not c.reference and c.op != "RoiAlign" and c.note not in RENAMED  # not on random regions
 ]
+CAREFUL = {c.name for c in (*cases_fused.CASES, *cases_quantised.CASES, *cases_attention.CASES)}
+"""Rows of operators through which nothing leaves for free."""
 
 
 @pytest.mark.parametrize("case", RUN, ids=lambda c: c.name)
@@ -442,7 +449,7 @@ def test_operators(case: Case) -> None:
     zeroed = maker.finish()
     result = prune(zeroed)
     freed.assert_original(zeroed, result.model, scales=(1,))
-    if case.zero and case.start == "image" and (first := result.report.groups[0]).group.size > 1:
+    if case.name not in CAREFUL and case.zero and case.start == "image" and (first := result.report.groups[0]).group.size > 1:
         assert first.kept < first.group.size
 
 
@@ -472,8 +479,11 @@ def test_exported_models(path: Path) -> None:
                 getattr(maker, kind)(group, channel)
     model = maker.finish()
     result = prune(model)
+    graph = load(model)
     recurrent = {"LSTM", "GRU", "RNN", "Loop"}.intersection(node.op_type for node in model.graph.node)
-    assert result.report.free or recurrent or not maker.groups
+    quantised = any(graph.weights.elem_type(n) not in FLOATS for g in maker.groups for n in {m.site.tensor for m in g.members})
+    careful = quantised or any(n.op == "DynamicQuantizeLinear" or n.domain for n in graph.nodes)
+    assert result.report.free or recurrent or careful or not maker.groups
     freed.assert_original(model, result.model)
 
 

@@ -58,18 +58,39 @@ def test_groups_on_the_graph_input() -> None:
     assert judge.stored(result.model)["w0"].dims[0] == 12
 
 
-@pytest.mark.parametrize("path", EXPORTED, ids=lambda p: p.name)
+WHOLE = {"gru_tower.ts.onnx": "LayerNormalization", "lstm.ts.dynamic.onnx": "DynamicQuantizeLSTM"}
+"""Exported models of which nothing can be cut exactly, and the operator that is named as the reason."""
+UNCHECKED = ("decoder.microsoft.onnx",)
+"""Models that onnxruntime knows, but ONNX's checker does not."""
+RETRIED = ("deberta.ts.onnx",)
+"""Models of which something turns out to be beyond repair, so that only the whole way works."""
+
+
+@pytest.mark.parametrize("path", [p for p in EXPORTED if p.name in RETRIED], ids=lambda p: p.name)
+def test_exported_models_with_frozen_parts(path: Path) -> None:
+    for ratio in (0.3, 0.5, 0.8):
+        result = onnxprune.prune(path, ratio=ratio)
+        assert result.plan.sites
+        judge.assert_equal(onnx.load(path), result.model, result.plan.to_dict())
+
+
+@pytest.mark.parametrize("path", [p for p in EXPORTED if p.name not in RETRIED], ids=lambda p: p.name)
 def test_exported_models(path: Path) -> None:
     model = onnx.load(path)
     graph = load(path)
     coupling = analyse(graph)
+    if path.name in WHOLE:
+        assert not coupling.groups
+        assert any(WHOLE[path.name] in f.reason for f in coupling.frozen)
+        return
     rng = np.random.default_rng(0)
     for ratio, scope in ((0.5, "uniform"), (0.3, "global"), (0.8, "uniform")):
         removed = allocate(coupling, [rng.random(g.size) for g in coupling.groups], ratio=ratio, scope=scope)
         plan = make_plan(coupling, removed)
         pruned = apply(coupling, removed).complete()
         assert plan.sites, "nothing was cut"
-        onnx.checker.check_model(pruned)
+        if path.name not in UNCHECKED:
+            onnx.checker.check_model(pruned)
         judge.assert_equal(model, pruned, plan.to_dict())
 
 

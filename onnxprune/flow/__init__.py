@@ -2,9 +2,9 @@
 
 Weights' axes get fresh labels. A computing operator ties axes as its line of notation says and hands labels on to its
 result (:mod:`~onnxprune.flow.computing`). A movement operator is run on the labels themselves, and where each label
-arrives is where it is (:mod:`~onnxprune.flow.moving`). Everything else is a barrier. Which way an axis that was split in
-two is cut, whole rows or the same column in every row, is a *choice*; it is recorded, so that the caller can ask for the
-other one.
+arrives is where it is (:mod:`~onnxprune.flow.moving`). Everything else is a barrier. Which way an axis that was split or
+is composed of several is cut, whole rows or the same column in every row, is a *choice*; it is recorded, so that the
+caller can ask for another one.
 """
 
 from onnxprune.flow.moving import fill_value, one_gather, stand_ins

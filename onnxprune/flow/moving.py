@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from onnx import numpy_helper
 
 from onnxprune.flow.state import Flow, Reroute
-from onnxprune.labels import NOWHERE, Factor, IntArray, Labelled, Reason, arrival, compare_orders, merge
+from onnxprune.labels import NOWHERE, Factor, Fill, IntArray, Labelled, Reason, arrival, compare_orders, merge
 from onnxprune.rules import Call, Kind, Rule, find
 from onnxprune.shapes import Shape
 from onnxprune.structure import Node
@@ -50,7 +52,7 @@ class Mover:
         self.state, self.space = state, state.space
         self.call, self.rule = call, rule
         self.data = rule.carries(call.node)
-        self.fill = fill_value(call)
+        self.fill = fill_value(call)  # None where the operator makes nothing of its own
 
     def move(self) -> dict[str, Labelled] | None:
         """Labels of the outputs by name, or None if the node can't be run on labels."""
@@ -60,7 +62,7 @@ class Mover:
             return None
         if max((math.prod(s or ()) for s in (*call.inputs, *call.outputs)), default=0) > MOVE_LIMIT:
             return None
-        if node.op == "Pad" and call.version < 11 and self.fill != 0:
+        if node.op == "Pad" and call.version < 11 and self.fill:
             return None
         tensors = {k: self.state.operand(call, k) for k in self.data if node.input(k)}
         for k, name in enumerate(node.inputs):
@@ -94,12 +96,13 @@ class Mover:
         follows = all(m is None or m.all() for k, m in enumerate(call.static) if k not in tensors)
         weight = all(t.weight for t in tensors.values()) and bool(tensors)
         shapes = dict(zip(node.outputs, call.outputs, strict=True))
+        zero, rest = self._rest(tensors)
         for k, tensor in tensors.items():
             for factor in tensor.factors:
                 strict = not self.rule.fills and not self.space.is_held(factor.labels)
                 operands[k], kept = np.broadcast_to(factor.aligned(tensor.shape) + 1, tensor.shape), operands[k]
                 try:
-                    results = self.state.execute(node, operands)
+                    results = self.rule.run(self.state.execute, node, operands)
                 except Exception:  # the evaluator's errors have no common base; whatever it can't do is a barrier
                     return None
                 operands[k] = kept
@@ -110,13 +113,36 @@ class Mover:
                     axes, reduced = arrival(labels, strict=strict)
                     arrived = arrived if follows else np.union1d(arrived, reduced)
                     if axes:
-                        parts[name].append((k, Factor(axes, reduced, factor.zero and self.fill == 0)))
+                        parts[name].append((k, Factor(axes, reduced, factor.zero and zero[k])))
                     elif labels.size and reduced.flat[0] != NOWHERE:
                         self.space.hold(reduced.reshape(-1), Reason(node.label, f"{node.op} makes an axis of this channel alone"))
                 if not follows and np.setdiff1d(factor.labels, arrived).size:
                     text = f"{node.op} picks from this axis by numbers that follow the input's size"
                     self.space.hold(factor.labels, Reason(node.label, text))
-        return {n: self._complete(parts[n], shapes[n] or (), weight) for n in names}
+        return {n: replace(self._complete(parts[n], shapes[n] or (), weight), **rest) for n in names}
+
+    def _rest(self, tensors: Mapping[int, Labelled]) -> tuple[dict[int, bool], dict[str, Any]]:
+        """Of which operands removed places still hold what stands for zero in the result, and what that is."""
+        node, points = self.call.node, self.rule.points
+        if points.result is not None:
+            zero = {k: self.state.rests(node.inputs[k], t, self._point(points.operands[k])) for k, t in tensors.items()}
+            point = self._point(points.result)
+            return zero, {"rest": float(point.values[0]) if isinstance(point, Fill) else point or math.nan}
+        if not tensors:
+            return {}, {}
+        settled = [t.rest for t in tensors.values() if not t.open]
+        if not settled and self.fill is None:
+            return dict.fromkeys(tensors, True), {"open": tuple(n for t in tensors.values() for n in t.open)}
+        rest = settled[0] if settled else self.fill or 0.0
+        wanted = Fill((int(rest),)) if isinstance(rest, float) and rest.is_integer() else str(rest)
+        filled = self.fill is None or self.fill == rest
+        return {k: filled and self.state.rests(node.inputs[k], t, wanted) for k, t in tensors.items()}, {"rest": rest}
+
+    def _point(self, k: int) -> Fill | str | None:
+        """A zero point's value, or its name; None where there are several."""
+        name = self.call.node.input(k)
+        values = self.state.constant(name) if name else np.zeros(1, np.int64)
+        return name if values is None else Fill((int(values.flat[0]),)) if values.size == 1 else None
 
     def _complete(self, parts: list[tuple[int, Factor]], shape: Shape, weight: bool) -> Labelled:
         """Unite what arrived, and label the positions that come from nowhere: free if the operator made them."""
@@ -135,7 +161,7 @@ class Mover:
             whole.append(Factor(factor.axes, labels, factor.zero))
         covered = {a for f in whole for a in f.axes}
         values = [self.call.value(k) for k in self.data]
-        zero = self.fill == 0 and all(v is not None and not v.any() for v in values)
+        zero = not self.fill and all(v is not None and not v.any() for v in values)
         for axis, size in enumerate(shape):
             if size > 1 and axis not in covered:
                 labels = self.space.fresh(size, None if axis in free else reason)
@@ -208,8 +234,8 @@ def _named(node: Node, positions: Sequence[int]) -> list[str]:
     return [node.inputs[k] for k in reversed(positions) if node.input(k)]
 
 
-def fill_value(call: Call) -> float:
-    """What an operator fills its own positions with; NaN where that is not known."""
+def fill_value(call: Call) -> float | None:
+    """What an operator fills its own positions with; NaN where that is not known, None where it has none."""
     if call.node.op == "ConstantOfShape":
         value = call.attribute("value")
         return 0.0 if value is None else float(numpy_helper.to_array(value).ravel()[0])
@@ -218,4 +244,4 @@ def fill_value(call: Call) -> float:
             return float(call.attribute("value", 0.0))
         operand = call.value(2)
         return math.nan if operand is None and call.node.input(2) else 0.0 if operand is None else float(operand)
-    return 0.0
+    return None

@@ -17,9 +17,9 @@ from onnxprune.labels import Labelled, Reason
 from onnxprune.rules import Call, Kind, Rule, describe, find
 from onnxprune.shapes import Shapes
 from onnxprune.structure import Node
-from onnxprune.weights import FLOATS
+from onnxprune.weights import FLOATS, QUANTISED
 
-LABELLED = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32}
+LABELLED = FLOATS | QUANTISED | {TensorProto.INT32}
 """Element types of stored tensors that can hold weights, scales and zero points."""
 
 _QUANTISED = re.compile("Linear|Integer|^Q")
@@ -171,4 +171,6 @@ def _why_not(node: Node, rule: Rule | None) -> str:
         return f"the shape of an operand or result of {node.op} is not known"
     if _has_body(node):
         return f"{node.op} has subgraphs, which are not looked into"
+    if node.domain == "com.microsoft.nchwc":
+        return f"{node.op} has its weights laid out in blocks for one kind of processor; prune first, optimise afterwards"
     return f"no rule for operator {node.op if node.standard else f'{node.domain}.{node.op}'}"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxprune.graph import Graph
-from onnxprune.labels import Factor, IntArray, Labelled, LabelSpace, Reason
+from onnxprune.labels import Factor, Fill, IntArray, Labelled, LabelSpace, Reason
 from onnxprune.rules import Call, Rule
 from onnxprune.rules.notation import Token
 from onnxprune.shapes import Executor, Shape, Shapes
 from onnxprune.structure import Node
+from onnxprune.weights import QUANTISED, Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Flow:
     or averages over, too. The rest are results: ``tensors`` by
     name, ``steps`` in the order of the nodes, ``sites`` with the first label of each weight axis, ``roles`` of sites in
     sums of products (``"producer"``, ``"consumer"``) with the node concerned, ``reroutes`` by tensor, ``options``: by
-    node, how many ways there were to cut, and the labels concerned.
+    node, how many ways there were to cut, and the labels concerned; ``fills``: what stands for zero in stored tensors of
+    quantised numbers.
     """
 
     graph: Graph
@@ -69,6 +71,7 @@ class Flow:
     roles: dict[Site, dict[str, str]] = field(default_factory=dict)
     reroutes: dict[str, Reroute] = field(default_factory=dict)
     options: dict[int, tuple[int, IntArray]] = field(default_factory=dict)
+    fills: dict[str, Fill] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.producers: Mapping[str, Node] = self.graph.producers
@@ -88,7 +91,8 @@ class Flow:
                 self._starts.append(int(labels[0]))
                 self._sites.append(Site(name, axis))
                 factors.append(Factor((axis,), labels, zero=name not in self.graph.uses))
-        self.tensors[name] = Labelled(shape, tuple(factors), weight=True)
+        quantised = self.graph.weights.elem_type(name) in QUANTISED
+        self.tensors[name] = Labelled(shape, tuple(factors), weight=True, open=(name,) if quantised else ())
 
     def held_axes(self, shape: Shape, reason: Reason, axes: Sequence[int] | None = None) -> tuple[Factor, ...]:
         """Labels that must stay, for all axes of a shape or some of them."""
@@ -119,6 +123,24 @@ class Flow:
         for factor in self.tensors[name].factors if name in self.tensors else ():
             self.space.hold(factor.labels, reason)
 
+    # what stands for zero -------------------------------------------------------------------------------------------------
+    def constant(self, name: str) -> Array | None:
+        """The value of a tensor that is the same for all inputs, however large."""
+        return self.graph.weights.read(name) if name in self.graph.weights else self.shapes.value(name)
+
+    def rests(self, name: str, tensor: Labelled, wanted: Fill | str | None) -> bool:
+        """Whether removed places of a tensor that are called zero hold the value which a reader takes for zero.
+
+        Where that is open, the reader decides. ``wanted``: a name where it is only known at run time.
+        """
+        if not tensor.open:
+            value = wanted.values[0] if isinstance(wanted, Fill) and len(wanted.values) == 1 else wanted
+            return value == tensor.rest
+        if not isinstance(wanted, Fill) or (len(wanted.values) > 1 and tensor.open != (name,)):
+            return False
+        decided = [self.fills.setdefault(source, wanted) for source in tensor.open]
+        return all(fill == wanted for fill in decided)
+
     def mark(self, factor: Factor, role: str, node: str) -> None:
         """Note the part that a weight axis plays in a sum of products."""
         first = int(factor.labels.flat[0])
@@ -148,7 +170,7 @@ class Flow:
         fits.sort(key=shared.__contains__)
         if not fits:
             self.space.hold(factor.labels, Reason(call.node.label, f"{call.node.op} needs this axis whole"))
-            return Labelled(tensor.shape, tuple(others), tensor.weight)
+            return replace(tensor, factors=tuple(others))
         agreed = [a for a in fits if self.space.same_rows(_rows(factor, a))]
         return self.cut_along(call, tensor, factor, agreed[0] if agreed else self.choose(call, fits, factor.labels))
 
@@ -161,7 +183,7 @@ class Flow:
         bare = [a for a in factor.axes if a != axis and a not in shared]
         reason = Reason(call.node.label, "another way of cutting the same channels was chosen")
         factors = tuple(settled if f is factor else f for f in tensor.factors)
-        return Labelled(tensor.shape, (*factors, *self.held_axes(tensor.shape, reason, bare)), tensor.weight)
+        return replace(tensor, factors=(*factors, *self.held_axes(tensor.shape, reason, bare)))
 
     def choose(self, call: Call, fits: list[int], labels: IntArray) -> int:
         """One of several ways to cut: the first, unless the caller chose another."""

@@ -36,6 +36,9 @@ class Demand:
         self.live: BoolArray = np.ones(len(self.root), np.bool_)
         for group in coupling.groups:
             self.live[group.roots] = not any(m.site.tensor in self.graph.consumers for m in group.members)
+        for name in filter(coupling.flow.tensors.__contains__, facts.watched):  # never free
+            for factor in coupling.flow.tensors[name].factors:
+                self.live[self.root[factor.labels.ravel()]] = True
         self.folded: BoolArray = np.zeros_like(self.live)
         self.slots = {id(s): slot for s in facts.sums if (slot := self._slot(s)) is not None}
         self._settle()

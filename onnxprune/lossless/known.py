@@ -18,7 +18,7 @@ from onnxprune.labels import BoolArray
 from onnxprune.lossless.moved import Known, move
 from onnxprune.lossless.sums import Sum, letters
 from onnxprune.rules import Call, Rule, Signature
-from onnxprune.rules.notation import Token
+from onnxprune.rules.notation import Points, Token
 from onnxprune.shapes import Executor
 from onnxprune.weights import Array
 
@@ -34,16 +34,22 @@ _total = partial(np.sum, dtype=np.float64)
 
 
 class Facts:
-    """What is known of every tensor of a graph. ``sums``: the operators that sum channels away, in the graph's order."""
+    """What is known of every tensor of a graph.
+
+    ``sums``: the operators that sum channels away, in the graph's order. ``watched``: tensors of quantised and fused
+    operators, nothing of which is taken for free.
+    """
 
     def __init__(self, coupling: Coupling) -> None:
         self.graph, self.shapes = coupling.graph, coupling.shapes
         self.sums: list[Sum] = []
+        self.watched: set[str] = set()
         self._execute = Executor(self.graph)
         self._found: dict[str, Known] = {}
         for step in coupling.flow.steps:
             if step.understood and step.rule is not None and not step.call.node.border:
                 self._visit(step, step.rule)
+                self._watch(step.call, step.rule)
 
     def of(self, name: str) -> Known:
         """What is known of a tensor."""
@@ -56,8 +62,14 @@ class Facts:
             return Known.all(value)
         return Known.nothing(len(self.shapes.get(name) or ()))
 
+    def _watch(self, call: Call, rule: Rule) -> None:
+        if rule.domain or (rule.points != Points() and rule.op not in ("DequantizeLinear", "QuantizeLinear")):
+            self.watched.update(call.node.inputs, call.node.outputs)
+
     def _visit(self, step: Step, rule: Rule) -> None:
         call = step.call
+        if rule.runs:
+            return
         facts = {k: self.of(name) for k, name in enumerate(call.node.inputs) if name}
         if step.moved:
             found = move(self._execute, self.shapes, call, rule, facts)
@@ -80,6 +92,8 @@ class Facts:
         laid = _Laid(call, rule, signature, facts)
         if not any(known.some for known in facts.values()):
             return laid.nothing
+        if rule.points != Points() and rule.op not in ("DequantizeLinear", "QuantizeLinear"):
+            return laid.nothing  # whose zero is no number
         if rule.op in ("DequantizeLinear", "QuantizeLinear"):
             return laid.quantised()
         return laid.by_table().or_else(laid.even()).or_else(self._run(laid))

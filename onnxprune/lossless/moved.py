@@ -77,7 +77,8 @@ def move(execute: Executor, shapes: Shapes, call: Call, rule: Rule, facts: Mappi
     """What is known of a movement operator's results, by name."""
     node = call.node
     data = [k for k in rule.carries(node) if node.input(k)]
-    fill = fill_value(call)
+    made = fill_value(call)
+    fill = 0.0 if made is None else made
     if rule.op == "ConstantOfShape" and not math.isnan(fill):
         rank = len(call.outputs[0] or ())
         return {node.outputs[0]: Known.of(np.full((1,) * rank, fill), np.ones((1,) * rank, np.bool_))}

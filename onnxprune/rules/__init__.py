@@ -4,7 +4,8 @@ A computing operator is a line of notation: the axes of its operands, then those
 same channels; a weight's letter that reaches the result is a *producer* axis, one that is summed away a *consumer* axis.
 
     n i *, o i *, o -> n o *       Conv with one group
-    n (g i) *, (g o) i * ...       an axis composed of two: groups times channels per group
+    n (g i) *, (g o) i * ...       an axis composed of several: groups times channels per group; one of them is cut
+    (h d + h d + h e)              parts that lie one after the other, such as queries, keys and values
     *                              the remaining axes: positions, never cut
     ...                            the remaining axes, tied one by one with broadcasting
     !c                             an axis whose indices mix: must stay whole
@@ -22,27 +23,44 @@ To add an operator, add a row to the file of its family:
 True
 """
 
-from onnxprune.rules import control, elementwise, indexing, linear, movement, normalization, pooling, recurrent, reduction
-from onnxprune.rules.notation import Call, Pattern, Signature, describe, parse
+from onnxprune.rules import (
+    attention,
+    control,
+    elementwise,
+    fused,
+    indexing,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    quantised,
+    recurrent,
+    reduction,
+)
+from onnxprune.rules.notation import Call, Pattern, Points, Signature, describe, parse
 from onnxprune.rules.registry import Kind, Resize, Rule, find, table
 
 __all__ = [
     "Call",
     "Kind",
     "Pattern",
+    "Points",
     "Resize",
     "Rule",
     "Signature",
+    "attention",
     "control",
     "describe",
     "elementwise",
     "find",
+    "fused",
     "indexing",
     "linear",
     "movement",
     "normalization",
     "parse",
     "pooling",
+    "quantised",
     "recurrent",
     "reduction",
     "table",

@@ -49,30 +49,16 @@ def _shrink(call: Call) -> Signature:
     return replace(parse("... -> ..."), zero=call.attribute("lambd", 0.5) >= 0)
 
 
-def _quantize(call: Call) -> Signature | None:
-    """Scale and zero point are scalars, or vectors along ``axis``; blocks of a finer kind are not covered."""
-    zero_point = call.value(2)
-    centred = not call.node.input(2) or (zero_point is not None and not zero_point.any())
-    times = (0, 1) if centred and call.node.op == "DequantizeLinear" else ()
-    if call.rank(1) == 0 or call.shape(1) == (1,):
-        return replace(parse("... -> ..."), times=times)
-    if call.rank(1) != 1 or call.attribute("block_size", 0):
-        return None
-    axis = call.axis(default=1)
-    letters = [f"a{i}" for i in range(call.rank())]
-    operands = [" ".join(letters), letters[axis], *([letters[axis]] if call.node.input(2) else [])]
-    return replace(parse(f"{', '.join(operands)} -> {' '.join(letters)}"), times=times)
-
-
 # f(0) = 0: a removed channel stays zero ------------------------------------------------------------------------------
 # fmt: off
 add(
     "Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish",
-    "Identity", "IsInf", "IsNaN", "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Sign", "Sin", "Sinh",
+    "IsInf", "IsNaN", "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Sign", "Sin", "Sinh",
     "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
     signature="... -> ...", build=_first_only, times=(0,),
 )
 # fmt: on
+add("Identity", signature="... -> ...", times=(0,), keeps=True)
 add("Clip", signature="... -> ...", build=_clip, times=(0,))
 add("Pow", signature="..., ... -> ...", build=_power, times=(0,), note="positive constant exponents")
 add("Shrink", signature="... -> ...", build=_shrink, times=(0,))
@@ -85,8 +71,6 @@ add("Where", signature="..., ..., ... -> ...", plus=(1, 2))
 add("BitShift", signature="..., ... -> ...", times=(0,))
 add("Div", "Mod", signature="..., ... -> ...", times=(0,), divides=(1,), note="a divisor of zeros is a barrier")
 add("CastLike", signature="... -> ...", build=_first_only, times=(0,))
-add("DequantizeLinear", signature="a c *, c, c -> a c *", build=_quantize, times=(1,))
-add("QuantizeLinear", signature="a c *, c, c -> a c *", build=_quantize, zero=False, divides=(1,))
 
 # f(0) != 0: nothing is known of a removed channel ---------------------------------------------------------------------
 # fmt: off

@@ -6,8 +6,8 @@ from onnxprune.rules.notation import Call, Signature, parse
 from onnxprune.rules.registry import add, always, fewer_groups
 
 
-def _conv(call: Call) -> Signature | None:
-    """One group, depthwise, or general groups: the groups are an axis of their own."""
+def conv(call: Call) -> Signature:
+    """The groups are an axis of their own."""
     group = int(call.attribute("group", 1))
     if group == 1:
         return parse("n i *, o i *, o -> n o *")
@@ -46,19 +46,23 @@ def _transposed_steady(call: Call) -> bool:
     return all(size == 1 for size in (*call.shape(1)[2:], *call.attribute("strides", ()))) and not any(changes)
 
 
-def _gemm(call: Call) -> Signature:
+def gemm(call: Call) -> Signature:
+    """Either factor may be transposed; the bias may be a scalar, a vector or a matrix."""
     a = "k m" if call.attribute("transA", 0) else "m k"
     b = "n k" if call.attribute("transB", 0) else "k n"
     bias = {0: "", 1: "n", 2: "m n"}[min(call.rank(2), 2)]
     return parse(f"{a}, {b}, {bias} -> m n")
 
 
+def product(first: int, second: int) -> tuple[str, str, str]:
+    """The axes of two factors of these ranks and of their product."""
+    rows, columns = ("" if rank == 1 else letter for rank, letter in ((first, " m"), (second, " n")))
+    return f"...{rows} k" if rows else "k", f"... k{columns}" if columns else "k", f"...{rows}{columns}"
+
+
 def _matmul(call: Call) -> Signature:
-    a = "k" if call.rank(0) == 1 else "... m k"
-    b = "k" if call.rank(1) == 1 else "... k n"
-    rows = "" if call.rank(0) == 1 else " m"
-    columns = "" if call.rank(1) == 1 else " n"
-    return parse(f"{a}, {b} -> ...{rows}{columns}")
+    a, b, result = product(call.rank(0), call.rank(1))
+    return parse(f"{a}, {b} -> {result}")
 
 
 def _einsum(call: Call) -> Signature | None:
@@ -86,19 +90,39 @@ def macs(call: Call) -> int:
     op, out = call.node.op, math.prod(call.outputs[0] or (0,)) if call.outputs else 0
     if any(shape is None for shape, name in zip(call.inputs, call.node.inputs, strict=True) if name):
         return 0
-    if op in ("Conv", "ConvInteger", "QLinearConv"):
+    if op in ("Conv", "FusedConv", "ConvInteger", "QLinearConv"):
         return out * math.prod(call.shape(3 if op == "QLinearConv" else 1)[1:])
     if op == "ConvTranspose":
         return math.prod(call.shape(0)) * math.prod(call.shape(1)[1:])
-    if op == "Gemm":
+    if op in ("Gemm", "FusedGemm", "QGemm"):
         return out * call.shape(0)[0 if call.attribute("transA", 0) else 1]
-    if op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
-        return out * call.shape(0)[-1]
+    if op in _PRODUCTS:
+        before = 0 if call.attribute("transBatchA", 0) else -2
+        return out * call.shape(0)[before if call.attribute("transA", 0) else -1]
+    if op in _ATTENTION:
+        return _attention_macs(call, out)
     if op in ("LSTM", "GRU", "RNN") and call.rank(0) == 3:
         return math.prod(call.shape(0)[:2]) * (math.prod(call.shape(1)) + math.prod(call.shape(2)))
     if op == "Einsum":
         return _einsum_macs(call)
     return 0
+
+
+_PRODUCTS = frozenset(
+    {"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "TransposeMatMul", "MatMulIntegerToFloat"}
+    | {"DynamicQuantizeMatMul", "MatMulNBits"}
+)
+_ATTENTION = frozenset({"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention"})
+
+
+def _attention_macs(call: Call, out: int) -> int:
+    """Scores and weighted sums over the positions of one run (those of a past aside), and the projection where it is part."""
+    shape = call.shape(0)
+    if call.node.standard or call.node.op not in ("Attention", "QAttention"):
+        keys = call.shape(1) or shape
+        return (math.prod(shape) + out) * keys[-2]
+    columns = call.shape(1)[-1]
+    return shape[0] * shape[1] * (shape[2] * columns + (columns + out // max(1, shape[0] * shape[1])) // 2 * shape[1])
 
 
 def _einsum_macs(call: Call) -> int:
@@ -113,7 +137,7 @@ def _einsum_macs(call: Call) -> int:
 add(
     "Conv",
     signature="n (g i) *, (g o) i *, (g o) -> n (g o) *",
-    build=_conv,
+    build=conv,
     times=(1,),
     plus=(2,),
     resize=fewer_groups("group"),
@@ -135,7 +159,7 @@ add("Col2Im", signature="n (c k) _, _, _ -> n c *", build=_column_to_image, time
 add(
     "Gemm",
     signature="m k, k n, n -> m n",
-    build=_gemm,
+    build=gemm,
     times=(0, 1),
     plus=(2,),
     steady=always,

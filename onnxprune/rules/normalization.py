@@ -18,7 +18,7 @@ def _instance_norm(call: Call) -> Signature:
     return parse(f"n c {' '.join('!' + x for x in positions)}, c, c -> n c {' '.join(positions)}")
 
 
-def _layer_norm(call: Call) -> Signature:
+def layer_norm(call: Call) -> Signature:
     """Everything from ``axis`` on is normalised together; the axes before it pass."""
     axis = call.axis(default=-1)
     letters = [f"a{i}" for i in range(call.rank())]
@@ -36,7 +36,7 @@ def _group_norm(call: Call) -> Signature:
     return parse(f"n (g !c) *, {affine}, {affine} -> n (g c) *", g=group)
 
 
-def _softmax(call: Call) -> Signature:
+def softmax(call: Call) -> Signature:
     """One axis since opset 13; before, all axes from ``axis`` on."""
     since_13 = call.version >= 13
     axis = call.axis(default=-1 if since_13 else 1)
@@ -98,9 +98,9 @@ add(
     resize=fewer_groups("num_groups"),
     note="whole groups leave",
 )
-add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=_layer_norm, zero=False)
-add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=_layer_norm, zero=False)
-add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=_softmax, zero=False)
+add("LayerNormalization", kind=Kind.MIXING, signature="* !c, c, c -> * c", build=layer_norm, zero=False)
+add("RMSNormalization", kind=Kind.MIXING, signature="* !c, c -> * c", build=layer_norm, zero=False)
+add("Softmax", "LogSoftmax", "Hardmax", kind=Kind.MIXING, signature="* !c -> * c", build=softmax, zero=False)
 add("LpNormalization", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False)
 add("CumSum", kind=Kind.MIXING, signature="* !c -> * c", build=_one_axis, zero=False, counts=True)
 add(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,24 @@ def describe(graph: Graph, node: Node, shapes: Shapes) -> Call:
 
 
 Token = str | tuple[str, ...]
+"""A letter, ``!letter``, ``1``, ``_``, ``*`` or ``...``; or the letters of a composed axis, with ``+`` between its parts."""
+
+
+def parts(token: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The parts of a composed axis that lie one after the other, each with its letters from outermost to innermost."""
+    marks = [-1, *(i for i, t in enumerate(token) if t == "+"), len(token)]
+    return [token[a + 1 : b] for a, b in pairwise(marks)]
+
+
+def letters(token: Token) -> tuple[str, ...]:
+    """The bare letters of a token; ``...`` and positions have none."""
+    flat = token if isinstance(token, tuple) else (token,)
+    return tuple(t.lstrip("!") for t in flat if t not in ("*", "_", "1", "...", "+"))
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """The axes of one operand: a letter, ``!letter``, ``1``, ``_``, ``*``, ``...``, or a tuple of letters for a composed axis."""
+    """The axes of one operand, one token each."""
 
     tokens: tuple[Token, ...]
 
@@ -101,7 +115,10 @@ class Signature:
     """A parsed line of notation.
 
     ``sizes``: of letters that shapes alone do not tell (the number of groups). ``zero``: whether f(0) = 0 for this call.
-    ``times``: operands of which one zero suffices, where that differs from the rule's.
+    ``times``: operands of which one zero suffices, where that differs from the rule's. ``sums``: by letter, ways in which
+    removed channels add nothing to a sum over it: all operands of one entry are zero there. Where a letter vanishes and
+    has no entry, any operand that carries it will do. ``whole``: operands that are looked at as a whole (for their range),
+    so that channels may leave only where they are zero.
     """
 
     operands: tuple[Pattern, ...]
@@ -109,9 +126,24 @@ class Signature:
     sizes: Mapping[str, int] = field(default_factory=dict)
     zero: bool = True
     times: tuple[int, ...] = ()
+    sums: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    whole: tuple[int, ...] = ()
 
 
-_TOKEN = re.compile(r"\(([a-z0-9! ]+)\)|(\.\.\.)|(\*)|(!?[a-z][a-z0-9]*)|(1)|(_)|(\S)")
+@dataclass(frozen=True)
+class Points:
+    """Where zero points are: the operand that has it by the operand it is for; the result's; or the output that it is.
+
+    ``scale``: the operand that is divided by, of which masks make 1 rather than 0.
+    """
+
+    operands: Mapping[int, int] = field(default_factory=dict)
+    result: int | None = None
+    made: int | None = None
+    scale: int | None = None
+
+
+_TOKEN = re.compile(r"\(([a-z0-9!+ ]+)\)|(\.\.\.)|(\*)|(!?[a-z][a-z0-9]*)|(1)|(_)|(\S)")
 
 
 def parse(text: str, **sizes: int) -> Signature:

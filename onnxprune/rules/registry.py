@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from onnxprune.rules.notation import Call, Signature, parse
-from onnxprune.shapes import Shape
+from onnxprune.rules.notation import Call, Points, Signature, parse
+from onnxprune.shapes import Executor, Shape
 from onnxprune.structure import STANDARD, Node
 from onnxprune.weights import Array
 
@@ -56,9 +56,12 @@ class Rule:
     ``times`` and ``plus`` say when a removed channel of the result is exactly zero in the masked model: if it is in any
     operand of ``times`` (all of them count as absent where the tuple is empty) and in every operand of ``plus``.
     ``ALL`` stands for every operand, ``zero=False`` for never. ``counts``: the result depends on how many channels there
-    are in front, so that mixing is out of the question (ArgMax). ``steady``: whether, in a call, a channel of the first
-    operand that has one value everywhere still has one everywhere afterwards (no border is padded with something else).
-    ``product``: the result is a sum of products of the operands, plus those of ``plus``, and nothing else.
+    are in front, so that mixing is out of the question (ArgMax). ``points`` tells where quantised operands and results
+    have their zero points, which stand for zero in them. ``keeps``: an operand of one value everywhere gives that value.
+    ``runs``: the ONNX operator that moves the operands with elements in the same way. ``steady``: whether, in a call, a
+    channel of the first operand that has one value everywhere still has one everywhere afterwards (no border is padded
+    with something else). ``product``: the result is a sum of products of the operands, plus those of ``plus``, and
+    nothing else.
     """
 
     op: str
@@ -70,13 +73,21 @@ class Rule:
     plus: tuple[int, ...] | None = ()
     zero: bool = True
     divides: tuple[int, ...] = ()
-    data: tuple[int, ...] | None = (0,)
+    data: tuple[int, ...] | slice | None = (0,)
     fills: bool = False
     counts: bool = False
     resize: Resizer | None = None
+    points: Points = field(default_factory=Points)
+    keeps: bool = False
+    runs: str = ""
     steady: Callable[[Call], bool] = never
     product: bool = False
     note: str = ""
+
+    @property
+    def name(self) -> str:
+        """The operator with its domain, where that is not ONNX's own."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
 
     @property
     def mixes(self) -> bool:
@@ -85,7 +96,17 @@ class Rule:
 
     def carries(self, node: Node) -> tuple[int, ...]:
         """Which inputs of a movement operator carry the elements that it moves."""
-        return tuple(range(len(node.inputs))) if self.data is None else self.data
+        if isinstance(self.data, tuple):
+            return self.data
+        return tuple(range(len(node.inputs))[self.data or slice(None)])
+
+    def run(
+        self, execute: Executor, node: Node, operands: Sequence[Array | None], attributes: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Run a movement operator on arrays."""
+        if not self.runs:
+            return execute(node, operands, attributes)
+        return execute(node, [operands[k] for k in self.carries(node)], attributes, op=self.runs)
 
     def fit(self, call: Call) -> Signature | None:
         """The notation for this call; None where the call is outside what the rule covers."""
