@@ -20,10 +20,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import onnxruntime as ort
 import tensorflow as tf
 import tf2onnx
-from export_keras import OPSET, PARITY, SEED
+from export_keras import OPSET, SEED, compare
 from keras import layers
 
 LENGTH, FEATURES, WIDTH, VOCABULARY = 10, 12, 32, 100
@@ -147,18 +146,6 @@ def export(model: keras.Model, path: Path) -> None:
     signature = tf.TensorSpec((None, *given.shape[1:]), given.dtype, name="input")
     function = tf.function(partial(model, training=False))
     tf2onnx.convert.from_function(function, input_signature=[signature], opset=OPSET, output_path=str(path))
-
-
-def compare(model: keras.Model, x: np.ndarray, path: Path) -> float:
-    """Difference between onnxruntime's and Keras's outputs, relative to the largest output; raises if too large."""
-    (actual,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": x})
-    expected = model(x, training=False).numpy()
-    if not np.isfinite(actual).all():
-        raise ValueError("outputs are not finite")
-    error = float(np.abs(actual - expected).max() / np.abs(expected).max())
-    if error > PARITY:
-        raise ValueError(f"outputs differ from Keras's by {error:.1e} of the largest")
-    return error
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
     python benchmarks/readme.py
 
-Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, latency.json
-and speed.json beside this script, which their own scripts make.
+Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, latency.json,
+speed.json and huge.json beside this script, which their own scripts make.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ SHOWN = [
 
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
-    results = {name: json.loads((HERE / f"{name}.json").read_text()) for name in ("coverage", "latency", "speed")}
+    results = {name: json.loads((HERE / f"{name}.json").read_text()) for name in ("coverage", "latency", "speed", "huge")}
     return {
         "operators": table(),
         "coverage": _coverage(results["coverage"]),
+        "sequences": _sequences(results["coverage"]),
+        "huge": _huge(results["huge"]),
         "latency": _latency(results["latency"]),
         "speed": _speed(results["speed"]),
     }
@@ -48,11 +50,49 @@ def fill(text: str, parts: dict[str, str]) -> str:
     return text
 
 
+# fmt: off
+SEQUENCES = [
+    "bert", "roberta", "albert", "deberta_v2", "electra", "gpt2", "gpt_neox", "llama_gqa", "mistral", "qwen2", "falcon", "bloom",
+    "t5", "bart", "whisper", "vit", "swin", "clip", "mixtral", "mamba", "torch_transformer",
+]
+RECURRENT = [
+    "lstm2_bi.ts", "gru2.ts", "rnn2.ts", "unrolled_lstmcell.ts", "while_loop.dynamo", "keras_lstm_stacked.tf2onnx",
+    "keras_gru.tf2onnx", "keras_conv_lstm.tf2onnx", "keras_crnn.tf2onnx",
+]
+# fmt: on
+
+
+def _sequences(sections: dict[str, Any]) -> str:
+    plain, mixing = ({r["model"]: r for r in sections[name]["rows"]} for name in ("transformers", "transformers (mixing)"))
+    rows = ["| network (ratio 0.5, uniform) | left | without embeddings | MACs left | with `--mixing`: left | MACs left |"]
+    rows.append("|---|--:|--:|--:|--:|--:|")
+    for name in SEQUENCES:
+        one, other = plain[f"{name}.ts.onnx"], mixing[f"{name}.ts.onnx"]
+        left = (one["parameters_left"], one["inner_left"], one["macs_left"], other["parameters_left"], other["macs_left"])
+        rows.append(f"| {name} | {' | '.join(f'{x:.3f}' for x in left)} |")
+    found = {r["model"]: r for r in sections["recurrent"]["rows"]}
+    for name in RECURRENT:
+        row = found[f"{name}.onnx"]
+        rows.append(f"| {name.removesuffix('.ts')} | {row['parameters_left']:.3f} | | {row['macs_left']:.3f} | | |")
+    return "\n".join(rows)
+
+
+def _huge(result: dict[str, Any]) -> str:
+    size, left = result["model_bytes"] / 1e9, result["pruned_bytes"] / 1e9
+    cold = result["cold"]
+    return (
+        f"A synthetic model of {size:.2f} GB with external data becomes one of {left:.2f} GB with "
+        f"{result['peak_anonymous_bytes'] / 1e6:.0f} MB of anonymous memory at the peak, proved equal to the masked original; "
+        f"that takes {cold['time_ratio']:.1f} times as long as copying it ({cold['time_ratio_range'][0]:.1f} to "
+        f"{cold['time_ratio_range'][1]:.1f} over {result['runs']} runs)."
+    )
+
+
 def _coverage(sections: dict[str, Any]) -> str:
-    rows = ["| folder | models | exact | nothing to cut | refused | broken |", "|---|--:|--:|--:|--:|--:|"]
+    rows = ["| folder | models | exact | runs | nothing to cut | refused | broken |", "|---|--:|--:|--:|--:|--:|--:|"]
     for name, section in sections.items():
         verdicts = [r["verdict"] for r in section["rows"]]
-        counts = [str(verdicts.count(v)) for v in ("exact", "whole", "refused", "BROKEN")]
+        counts = [str(verdicts.count(v)) for v in ("exact", "runs", "whole", "refused", "BROKEN")]
         rows.append(f"| {name} | {len(verdicts)} | {' | '.join(counts)} |")
     found = {r["model"]: r for r in sections["exports"]["rows"]}
     rows += ["", "| network (ratio 0.5, uniform) | parameters | left, TorchScript export | left, dynamo export | MACs left |"]
