@@ -80,12 +80,16 @@ class Report:
         v = self.verification
         if v is None:
             return ""
+        mixed = sum(row.kept < row.group.size and not row.group.exact for row in self.groups)
+        note = (
+            f"; groups marked as mixing ({mixed}) were left out of that: their cut changes the remaining values" if mixed else ""
+        )
         if not v.inputs:
-            return "nothing was cut: the model is written unchanged"
+            return f"not verified{note}" if mixed else "nothing was cut: the model is written unchanged"
         says = "equals" if v.passed else "DIFFERS FROM"
         return (
             f"verified: the pruned model {says} {self._reference} (largest relative difference {v.max_rel_error:.1e} "
-            f"over {v.inputs} random inputs)"
+            f"over {v.inputs} random inputs){note}"
         )
 
     @property
@@ -124,7 +128,8 @@ class Report:
         rows = [("group", "channels", "kept", "parameters", "weight axes")]
         for row in self.groups[:ROWS]:
             g = row.group
-            rows.append((shorten(g.name, 48), str(g.size), str(row.kept), f"{g.parameters:,}", str(len(g.members))))
+            name = shorten(g.name, 48) + ("" if g.exact else " (mixing)")
+            rows.append((name, str(g.size), str(row.kept), f"{g.parameters:,}", str(len(g.members))))
         more = [f"  ... and {len(self.groups) - ROWS} more groups"] if len(self.groups) > ROWS else []
         return "\n".join([columns(rows, right=(1, 2, 3, 4)), *more])
 
