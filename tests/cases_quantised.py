@@ -263,6 +263,27 @@ def _integer(points: int) -> Build:
     return build
 
 
+def _lstm(*, each: bool = False, zero: int = 0, dtype: Any = np.int8, directions: int = 1, relu: bool = True) -> Build:
+    """Six units on eight channels; a row per step comes out."""
+
+    def build(g: Net, x: str) -> str:
+        steps = g.Transpose(g.Relu(x) if relu else x, perm=[1, 0, 2])
+        stored = []
+        for inputs in (8, 6):
+            values, scale, points = filters(g, directions, inputs, 24, zero=zero, dtype=dtype)
+            shape = (directions, 24) if each else (directions,)
+            stored.append((values, *(np.broadcast_to(v, shape).copy() for v in (scale, points))))
+        (w, *w_options), (r, *r_options) = stored
+        direction = "bidirectional" if directions == 2 else "forward"
+        y = g.DynamicQuantizeLSTM(
+            steps, w, r, g.w(directions, 48), *[None] * 4, *w_options, *r_options, domain=MS, hidden_size=6, direction=direction
+        )
+        rows = g.Transpose(y, perm=[2, 0, 1, 3])
+        return g.Reshape(rows, [0, 0, -1])
+
+    return build
+
+
 def _dynamic_matmul(*, relu: bool = True, zero: Any = 4, each: bool = False, biased: bool = True) -> Build:
     def build(g: Net, x: str) -> Any:
         x = g.Relu(x) if relu else g.Cos(x)
@@ -324,6 +345,11 @@ CASES += [
     *ms("MatMulIntegerToFloat", "", _dynamic(to_float=True, zero=120), start="tokens", zero=True),
     *ms("MatMulIntegerToFloat", "per column", _dynamic(to_float=True, dtype=np.int8, each=True), start="tokens", zero=True),
     *ms("MatMulIntegerToFloat", "own points", _dynamic(to_float=True, dtype=np.int8, each=True, zero=EACH), start="tokens"),
+    *ms("DynamicQuantizeLSTM", "", _lstm(), start="tokens", zero=True),
+    *ms("DynamicQuantizeLSTM", "per row", _lstm(each=True), start="tokens", zero=True),
+    *ms("DynamicQuantizeLSTM", "unsigned", _lstm(zero=131, dtype=np.uint8), start="tokens", zero=True),
+    *ms("DynamicQuantizeLSTM", "both directions", _lstm(directions=2), start="tokens", zero=True),
+    *ms("DynamicQuantizeLSTM", "not zero", _lstm(relu=False), start="tokens"),
     *ms("DynamicQuantizeMatMul", "", _dynamic_matmul(), start="tokens", zero=True),
     *ms("DynamicQuantizeMatMul", "no bias", _dynamic_matmul(biased=False, zero=0), start="tokens", zero=True),
     *ms("DynamicQuantizeMatMul", "per column", _dynamic_matmul(each=True, zero=EACH), start="tokens", zero=True),
