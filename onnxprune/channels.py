@@ -241,7 +241,21 @@ def _frozen(state: Flow, components: Components) -> tuple[Frozen, ...]:
         if len(stored.dims) > 1 and stored.data_type in PARAMETERS:
             text = f"{node.op} has subgraphs, which are not looked into"
             found.append(Frozen(name, 0, stored.dims[0], math.prod(stored.dims), text, node.label))
-    return tuple(found)
+    return tuple(found + _inside_attributes(state))
+
+
+def _inside_attributes(state: Flow) -> list[Frozen]:
+    """The longest list of numbers of each node without a rule that keeps them in its attributes (trees, vectors)."""
+    found = []
+    for step in state.steps:
+        node = step.call.node
+        lists = {name: len(v) for name, v in node.attributes.items() if isinstance(v, list) and v and isinstance(v[0], float)}
+        if step.rule is None and not node.border and lists:
+            name = max(lists, key=lists.__getitem__)
+            operator = node.op if node.standard else f"{node.domain}.{node.op}"
+            text = f"no rule for operator {operator}, which keeps its numbers in attributes"
+            found.append(Frozen(f"{name} of {node.label}", 0, lists[name], 0, text, node.label))
+    return found
 
 
 def _held(state: Flow, components: Components, site: Site) -> BoolArray:
