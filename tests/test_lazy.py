@@ -7,6 +7,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import graphs
 import judge
@@ -25,8 +26,9 @@ from onnxprune.cli import app
 from onnxprune.errors import ModelError, OutputError, VerificationError
 from onnxprune.graph import load
 from onnxprune.importance import l1, l2
-from onnxprune.lazy import LazyModel, LazyTensor
+from onnxprune.lazy import AnyModel, LazyModel, LazyTensor
 from onnxprune.plan import allocate, make_plan
+from onnxprune.runtime import Session
 from onnxprune.surgery import apply, mask
 
 STEPS = ["plain", "residual", "concat", "gate", "merged", "shuffle"]
@@ -372,3 +374,19 @@ def test_stopped_while_moving(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert contents(tmp_path) == before
     result.save(tmp_path / "out.onnx")
     judge.assert_equal(onnx.load(path), onnx.load(tmp_path / "out.onnx"), result.plan.to_dict())
+
+
+@pytest.mark.usefixtures("large")
+def test_large_models_are_not_optimised(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take their weights out of the files, into memory."""
+    wanted: list[bool | None] = []
+
+    class Watched(Session):
+        def __init__(self, model: AnyModel, **options: Any) -> None:
+            assert isinstance(model, LazyModel)
+            wanted.append(options.get("optimise"))
+            super().__init__(model, **options)
+
+    monkeypatch.setattr("onnxprune.evaluate.verify.Session", Watched)
+    assert onnxprune.prune(path, ratio=0.5, scratch=tmp_path).report.verification.passed
+    assert wanted == [None, None]

@@ -61,14 +61,17 @@ def verify(graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, *, 
             original's outputs are random.
         ModelError: the masked original does not run on random inputs.
     """
-    found = _compare(graph, shapes, masked, pruned, seed, optimise=True)
+    found = _compare(graph, shapes, masked, pruned, seed, optimise=None)
     if found.passed or not _rounds(graph):
         return found
     written = _compare(graph, shapes, masked, pruned, seed, optimise=False)
     return written if written.passed else found
 
 
-def _compare(graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, seed: int, *, optimise: bool) -> Verification:
+def _compare(
+    graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, seed: int, *, optimise: bool | None
+) -> Verification:
+    """One comparison; ``optimise`` as for :class:`Session`, which leaves the weights of large models in their files."""
     reference = Session(masked, optimise=optimise)
     try:
         candidate = Session(pruned, optimise=optimise)
