@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import tracemalloc
@@ -387,6 +388,6 @@ def test_large_models_are_not_optimised(path: Path, tmp_path: Path, monkeypatch:
             wanted.append(options.get("optimise"))
             super().__init__(model, **options)
 
-    monkeypatch.setattr("onnxprune.evaluate.verify.Session", Watched)
+    monkeypatch.setattr(importlib.import_module("onnxprune.evaluate.verify"), "Session", Watched)
     assert onnxprune.prune(path, ratio=0.5, scratch=tmp_path).report.verification.passed
     assert wanted == [None, None]
