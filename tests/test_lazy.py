@@ -198,7 +198,7 @@ def test_the_same_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert large.model == complete(tmp_path / "one" / "out.onnx")
     assert large.plan == small.plan
     assert large.report.after.parameters == small.report.after.parameters
-    assert large.report.verification.inputs == small.report.verification.inputs > 0
+    assert small.report.verification.inputs >= large.report.verification.inputs > 1
     written = load(tmp_path / "other" / "out.onnx")
     name_of_file = 8 * len(written.weights)
     assert large.report.after.bytes == pytest.approx(written.stored_bytes, abs=name_of_file)
