@@ -130,15 +130,14 @@ class Demand:
         for sum_ in self.facts.sums:
             if id(sum_) in self.slots:
                 self._mark(constant, self._tensor(sum_, 0), sum_.summed[0][0], self._constant(sum_))
-        grown = False
-        for group in self.coupling.groups:
+        for group in reversed(self.coupling.groups):  # what is kept may need channels of the groups before it
             live = self.live[group.roots]
             short = min(group.size, self.target(group, int(live.sum()))) - int(live.sum())
             if short > 0:
                 idle = group.roots[~live]
                 self.live[idle[np.argsort(~constant[idle], kind="stable")][:short]] = True
-                grown = True
-        return grown
+                return True
+        return False
 
     # constants --------------------------------------------------------------------------------------------------------
     def _slot(self, sum_: Sum) -> Slot | None:
