@@ -8,6 +8,7 @@ components of the ties are the coupled channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +57,11 @@ class Fill:
         """The values, to be broadcast over a tensor of that shape."""
         line = [-1 if axis == self.axis and len(self.values) > 1 else 1 for axis in range(len(shape))]
         return np.array(self.values, np.int64).reshape(line)
+
+
+def rest_of(point: Fill | str | None) -> float | str:
+    """What ``Labelled.rest`` says of a zero point: its value, its name, or NaN where there are several."""
+    return float(point.values[0]) if isinstance(point, Fill) else point or math.nan
 
 
 Axis = tuple[Factor, ...]

@@ -27,8 +27,7 @@ from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.plan import Plan, PlanEdit, allocate, check_limits, make_plan, removed_by, rounded
 from onnxprune.proof import PRUNED, Proof
 from onnxprune.report import GroupRow, Report
-from onnxprune.shapes import infer
-from onnxprune.structure import Node
+from onnxprune.shapes import infer, origin
 from onnxprune.surgery import RepairError, apply
 from onnxprune.weights import Array
 
@@ -233,28 +232,11 @@ def _cut(graph: Graph, freeze: tuple[str, ...], mixing: bool, choose: _Choice, c
                 return _Cut(coupling, removed, apply(coupling, removed), edits, free)
         except RepairError as error:
             node = error.node
-            names = [n for n in (*node.inputs, *node.outputs, *_measured(coupling, node)) if n and n not in hold]
+            measured = origin(graph, coupling.shapes, node.inputs).measured
+            names = [n for n in (*node.inputs, *node.outputs, *measured) if n and n not in hold]
             if not names:
                 raise
             hold |= {name: Reason(node.label, error.why) for name in names}
-
-
-def _measured(coupling: Coupling, node: Node) -> list[str]:
-    """The tensors whose sizes the numbers that a node takes are computed from."""
-    found: list[str] = []
-    waiting = list(node.inputs)
-    seen = set(waiting)
-    while waiting:
-        name = waiting.pop()
-        writer = coupling.graph.producers.get(name)
-        if writer is None or coupling.shapes.value(name) is None:
-            continue
-        if writer.op in ("Shape", "Size"):
-            found.append(writer.inputs[0])
-        else:
-            waiting += [n for n in writer.inputs if n not in seen]
-            seen.update(writer.inputs)
-    return found
 
 
 def _cost_of(graph: Graph) -> Cost:

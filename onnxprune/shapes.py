@@ -8,7 +8,7 @@ model, or follows a dynamic dimension. Where static inference gives up, a run in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class Executor:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
-        self._cache: dict[int, ReferenceEvaluator] = {}
+        self._cache: dict[tuple[int, str, tuple[bool, ...]], ReferenceEvaluator] = {}
 
     def __call__(
         self, node: Node, inputs: Sequence[Array | None], attributes: Mapping[str, Any] | None = None, op: str = ""
@@ -54,23 +54,31 @@ class Executor:
         ``attributes`` replace the node's own for this run (None removes one), ``op`` its operator by another one of
         ONNX's. Raises whatever the evaluator raises when it can't run the node on these arrays.
         """
-        if node.index not in self._cache or attributes or len(inputs) != len(node.inputs):
-            proto = NodeProto()
-            proto.CopyFrom(self._graph.protos[node.index])
-            if op:
-                proto.op_type, proto.domain = op, ""
-            del proto.input[:]
-            proto.input.extend(f"in{k}" if array is not None else "" for k, array in enumerate(inputs))
-            kept = [a for a in proto.attribute if a.name not in (attributes or {})]
-            kept += [helper.make_attribute(k, v) for k, v in (attributes or {}).items() if v is not None]
-            del proto.attribute[:]
-            proto.attribute.extend(kept)
-            ports = [onnx.ValueInfoProto(name=n) for n in proto.input if n]
-            body = helper.make_graph([proto], "node", ports, [onnx.ValueInfoProto(name=n) for n in node.outputs if n])
-            self._cache[node.index] = ReferenceEvaluator(helper.make_model(body, opset_imports=self._opset))
+        given = tuple(array is not None for array in inputs)
+        key = (node.index, op, given)
+        evaluator = None if attributes else self._cache.get(key)
+        if evaluator is None:
+            evaluator = self._evaluator(node, given, attributes or {}, op)
+            if not attributes:
+                self._cache[key] = evaluator
         feeds = {f"in{k}": array for k, array in enumerate(inputs) if array is not None}
         with np.errstate(all="ignore"):
-            return list(self._cache[node.index].run(None, feeds))
+            return list(evaluator.run(None, feeds))
+
+    def _evaluator(self, node: Node, given: Sequence[bool], attributes: Mapping[str, Any], op: str) -> ReferenceEvaluator:
+        proto = NodeProto()
+        proto.CopyFrom(self._graph.protos[node.index])
+        if op:
+            proto.op_type, proto.domain = op, ""
+        del proto.input[:]
+        proto.input.extend(f"in{k}" if there else "" for k, there in enumerate(given))
+        kept = [a for a in proto.attribute if a.name not in attributes]
+        kept += [helper.make_attribute(k, v) for k, v in attributes.items() if v is not None]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
+        ports = [onnx.ValueInfoProto(name=n) for n in proto.input if n]
+        body = helper.make_graph([proto], "node", ports, [onnx.ValueInfoProto(name=n) for n in node.outputs if n])
+        return ReferenceEvaluator(helper.make_model(body, opset_imports=self._opset))
 
 
 @dataclass
@@ -203,6 +211,39 @@ def follow(graph: Graph, node: Node, shapes: Shapes, execute: Executor) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where numbers come from: the ``nodes`` that compute them, in the graph's order; stored tensors (``constants``); and
+    the tensors whose shapes they follow (``measured``)."""
+
+    nodes: list[Node]
+    constants: list[str]
+    measured: list[str]
+
+
+def origin(graph: Graph, shapes: Shapes, names: Iterable[str]) -> Origin:
+    """Trace numbers back as far as their values are known."""
+    computed: set[int] = set()
+    constants: list[str] = []
+    measured: list[str] = []
+    waiting = list(names)
+    seen = set(waiting)
+    while waiting:
+        name = waiting.pop()
+        writer = graph.producers.get(name)
+        if name in graph.weights:
+            constants.append(name)
+        elif writer is None or shapes.value(name) is None:
+            continue
+        elif writer.op in ("Shape", "Size"):
+            measured.append(writer.inputs[0])
+        else:
+            computed.add(writer.index)
+            waiting += [n for n in writer.inputs if n and n not in seen]
+            seen.update(writer.inputs)
+    return Origin([n for n in graph.nodes if n.index in computed], constants, measured)
+
+
 def _grows(node: Node, shapes: Shapes) -> bool:
     value = shapes.values[node.inputs[-1]]
     if node.op == "Range":
@@ -276,8 +317,8 @@ def _cross(node: Node, shapes: Shapes, seen: _Seen, varying: set[str]) -> None:
     """The shape on the other side of a subgraph's border."""
     sources = [n for n in node.inputs[:2] if n]
     (output,) = node.outputs
-    for name in sources[:1]:
-        shapes.elem_types[output] = shapes.elem_types.get(name, 0)
+    if sources:
+        shapes.elem_types[output] = shapes.elem_types.get(sources[0], 0)
     known = [shapes.get(name) for name in sources]
     condition = shapes.value(node.inputs[2]) if len(node.inputs) > 2 else None
     if condition is not None and condition.size == 1:  # only one branch counts

@@ -17,7 +17,7 @@ from onnxprune.labels import BoolArray, Factor, IntArray, Labelled
 from onnxprune.lazy import LazyModel, LazyTensor
 from onnxprune.plan import Plan
 from onnxprune.rules import Call, Resize, Rule
-from onnxprune.shapes import Executor, Shape, Shapes, follow
+from onnxprune.shapes import Executor, Shape, Shapes, follow, origin
 from onnxprune.structure import Node
 from onnxprune.weights import Array, replaced
 
@@ -221,24 +221,12 @@ class _Surgeon:
 
         Returns the name of the corrected number; None if no constant alone does it.
         """
-        chain: list[Node] = []
-        leaves: list[str] = []
-        stack = [name]
-        while stack:
-            current = stack.pop()
-            writer = self.graph.producers.get(current)
-            if current in self.graph.weights:
-                leaves.append(current)
-            elif writer is not None and writer.op != "Shape" and writer not in chain:
-                if len(writer.outputs) > 1 or self.new.value(current) is None:
-                    return None
-                chain.append(writer)
-                stack.extend(n for n in writer.inputs if n)
-        order = {n.index: at for at, n in enumerate(self.graph.nodes)}
-        chain.sort(key=lambda n: order[n.index])
-        now = self.new.values[name]
+        source = origin(self.graph, self.new, [name])
+        chain, now = source.nodes, self.new.values[name]
+        if any(len(n.outputs) > 1 or any(i and self.new.value(i) is None for i in n.inputs) for n in chain):
+            return None
         factors = {Fraction(int(w), int(v)) for w, v in zip(wanted.flat, now.flat, strict=True) if w != v and v}
-        for leaf in leaves:
+        for leaf in source.constants:
             old = self.new.values[leaf]
             for place, value in enumerate(old.flat):
                 for factor in factors if old.dtype.kind in "iu" and 1 < abs(int(value)) < 1 << 31 else ():

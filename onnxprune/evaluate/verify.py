@@ -72,11 +72,7 @@ def _compare(
     graph: Graph, shapes: Shapes, masked: AnyModel, pruned: AnyModel, seed: int, *, optimise: bool | None
 ) -> Verification:
     """One comparison; ``optimise`` as for :class:`Session`, which leaves the weights of large models in their files."""
-    reference = Session(masked, optimise=optimise)
-    try:
-        candidate = Session(pruned, optimise=optimise)
-    except ModelError as error:
-        raise VerificationError(f"the pruned model is refused, nothing was written: {error}") from error
+    reference, candidate = Session(masked, optimise=optimise), _candidate(pruned, optimise=optimise)
     rng = np.random.default_rng(seed)
     worst_abs = worst_rel = 0.0
     tolerance = COARSE_TOLERANCE if _is_coarse(graph) else TOLERANCE
@@ -95,10 +91,7 @@ def _compare(
             if runs:
                 continue
             raise
-        try:
-            results = candidate.run(feeds)
-        except ModelError as error:
-            raise VerificationError(f"the pruned model does not run, nothing was written: {error}") from error
+        results = _results(candidate, feeds)
         absolute, relative = _largest(reference, expected, results)
         if relative > tolerance and not all(np.isfinite(e).all() for e in expected if _is_float(e)):
             raise VerificationError(
@@ -141,23 +134,31 @@ def check_runs(graph: Graph, shapes: Shapes, pruned: AnyModel, *, seed: int = 0)
         VerificationError: it does not.
         ModelError: the original does not run on random inputs.
     """
-    try:
-        candidate = Session(pruned)
-    except ModelError as error:
-        raise VerificationError(f"the pruned model is refused, nothing was written: {error}") from error
+    candidate = _candidate(pruned)
     reference = Session(graph.assemble().ready())
     feeds = random_feeds(graph.inputs, shapes.inputs, np.random.default_rng(seed))
     expected = reference.run(feeds)
-    try:
-        results = candidate.run(feeds)
-    except ModelError as error:
-        raise VerificationError(f"the pruned model does not run, nothing was written: {error}") from error
+    results = _results(candidate, feeds)
     for name, want, got in zip(reference.outputs, expected, results, strict=True):
         difference(name, want, got)
         if _is_float(want) and np.isfinite(want).all() and not np.isfinite(got).all():
             raise VerificationError(
                 f"output {name!r} of the pruned model is not finite, nothing was written; cut less, or freeze more"
             )
+
+
+def _candidate(pruned: AnyModel, *, optimise: bool | None = None) -> Session:
+    try:
+        return Session(pruned, optimise=optimise)
+    except ModelError as error:
+        raise VerificationError(f"the pruned model is refused, nothing was written: {error}") from error
+
+
+def _results(candidate: Session, feeds: Mapping[str, Array]) -> list[Any]:
+    try:
+        return candidate.run(feeds)
+    except ModelError as error:
+        raise VerificationError(f"the pruned model does not run, nothing was written: {error}") from error
 
 
 def _is_float(values: Any) -> bool:

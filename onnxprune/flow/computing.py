@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.flow.state import Flow
-from onnxprune.labels import Axis, Factor, Fill, Labelled, Reason, classes
+from onnxprune.labels import Axis, Factor, Fill, Labelled, Reason, classes, rest_of
 from onnxprune.rules import Call, Kind, Rule, Signature
 from onnxprune.rules.notation import Token, letters, parts
 from onnxprune.shapes import Shape
@@ -312,8 +312,7 @@ class _Binding:
             return {"rest": first.rest, "open": first.open}
         if points.made is not None:
             return {"rest": node.outputs[points.made]}
-        point = self._point(points.result, (), ())
-        return {"rest": float(point.values[0]) if isinstance(point, Fill) else point or math.nan}
+        return {"rest": rest_of(self._point(points.result, (), ()))}
 
     def _result_axis(self, token: Token, size: int) -> Axis:
         letter = token.lstrip("!") if isinstance(token, str) else next((t for t in letters(token) if t in self.cut), "")

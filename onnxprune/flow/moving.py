@@ -11,7 +11,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnxprune.flow.state import Flow, Reroute
-from onnxprune.labels import NOWHERE, Factor, Fill, IntArray, Labelled, Reason, arrival, compare_orders, merge
+from onnxprune.labels import NOWHERE, Factor, Fill, IntArray, Labelled, Reason, arrival, compare_orders, merge, rest_of
 from onnxprune.rules import Call, Kind, Rule, find
 from onnxprune.shapes import Shape
 from onnxprune.structure import Node
@@ -126,8 +126,7 @@ class Mover:
         node, points = self.call.node, self.rule.points
         if points.result is not None:
             zero = {k: self.state.rests(node.inputs[k], t, self._point(points.operands[k])) for k, t in tensors.items()}
-            point = self._point(points.result)
-            return zero, {"rest": float(point.values[0]) if isinstance(point, Fill) else point or math.nan}
+            return zero, {"rest": rest_of(self._point(points.result))}
         if not tensors:
             return {}, {}
         settled = [t.rest for t in tensors.values() if not t.open]
