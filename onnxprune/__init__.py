@@ -18,6 +18,7 @@ from onnxprune.errors import (
     UsageError,
     VerificationError,
 )
+from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.plan import Plan
 from onnxprune.pruner import Result, inspect, prune
 from onnxprune.report import Report
@@ -29,6 +30,8 @@ __all__ = [
     "prune",
     # nouns
     "Comparison",
+    "Evaluation",
+    "Evaluator",
     "Plan",
     "Report",
     "Result",
