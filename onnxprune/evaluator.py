@@ -172,10 +172,8 @@ class Evaluator:
             raise UsageError(f"gradient {gradient!r} does not exist; choose finite-difference")
         if counting not in COUNTINGS:
             raise UsageError(f"counting {counting!r} does not exist; choose one of {', '.join(COUNTINGS)}")
-        if clip is not None and not (all(map(math.isfinite, clip)) and clip[0] < clip[1]):
-            raise OptionError(
-                f"clip is {clip[0]:g} {clip[1]:g}; it is the lowest and the highest value of the inputs, low < high"
-            )
+        if clip is not None and not -math.inf < clip[0] < clip[1] < math.inf:
+            raise OptionError(f"clip is {clip[0]:g} {clip[1]:g}; it is the lowest, then the highest value of the inputs")
         if top_k < 1:
             raise OptionError(f"top_k is {top_k}; it is a number of classes, at least 1")
         if budget is not None and budget < 1:

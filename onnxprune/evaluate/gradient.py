@@ -65,10 +65,10 @@ class Blocks:
 
 
 def partition(shape: Sequence[int], count: int) -> Blocks:
-    """Cut an input into at most ``count`` blocks (but one): always along the axis that is cut into the most parts."""
+    """Cut an input into at most ``count`` blocks (but one), as finely along each axis as its size allows."""
     grid = list(shape)
     while math.prod(grid) > max(count, 1):
-        grid[int(np.argmax(grid))] -= 1
+        grid[max(range(len(grid)), key=lambda axis: (grid[axis], shape[axis]))] -= 1
     of = np.zeros(tuple(shape), np.intp)
     for axis, (size, parts) in enumerate(zip(shape, grid, strict=True)):
         place = np.arange(size) * parts // size
@@ -106,8 +106,10 @@ class Budget:
     @property
     def gradient(self) -> int:
         """Passes for gradients: two along each direction of each sample, and those with which the step is chosen."""
-        trial = min(_TRIED[0], self.samples)
-        return 2 * self.samples * self.directions + trial * (1 + 2 * (_TRIED[1] + len(self.blocks))) if self.blocks else 0
+        if not self.blocks:
+            return 0
+        trial = min(_TRIED[0], self.samples) * (1 + 2 * min(_TRIED[1] + len(self.blocks), self.directions))
+        return 2 * self.samples * self.directions + trial
 
     @property
     def passes(self) -> int:
@@ -127,10 +129,11 @@ class Budget:
         """What the estimate means; empty without an attack."""
         if not self.blocks:
             return ""
-        complete = 2 * self.samples * self.coordinates
-        more = (
-            "" if self.directions == self.coordinates else f"; all coordinates need --budget {complete}, or take fewer --samples"
-        )
+        each = 2 * self.coordinates
+        enough = 2 * self.samples * self.directions // each
+        fewer = f", or {enough:,} samples" if enough else ""
+        complete = f"; all coordinates need a budget of {self.samples * each:,}{fewer}"
+        more = "" if self.directions == self.coordinates else complete
         return (
             f"gradients are estimated by finite differences along {self.along}: "
             f"estimates understate how vulnerable the model is{more}"
