@@ -41,6 +41,9 @@ _STEPS = 1e-5, 1e-3, 3e-2
 _DIGITS = 32
 """Roundings of the scores that a large difference should amount to: a longer step only meets more kinks."""
 
+_WINDOW = 1024
+"""Rows whose margins are computed at once."""
+
 _THREADS = min(8, os.cpu_count() or 1)
 """Stacks of samples that go through the model at the same time."""
 
@@ -245,33 +248,40 @@ def _along(
     directions = sum(map(len, members.values()))
     total = 2 * len(labels) * directions
     size, unit = model.rows(inputs), model.batch or 1
+    window = size * max(1, _WINDOW // size)
     source = {name: values.reshape(len(values), -1) for name, values in inputs.items()}
+    first = dict(zip(members, np.cumsum([0, *map(len, members.values())]).tolist(), strict=False))
     found = np.empty(total // 2, np.float32)
     free = [{name: np.empty((size, *v.shape[1:]), v.dtype) for name, v in inputs.items()} for _ in range(_THREADS)]
 
     def work(start: int) -> int:
-        real = min(size, total - start)
-        used = -(-real // unit) * unit
-        place = np.minimum(np.arange(start, start + used), total - 1)
+        real = min(window, total - start)
+        place = np.minimum(np.arange(start, start - (-real // unit) * unit), total - 1)
         sample, direction = place // (2 * directions), place % (2 * directions) // 2
         sign = 1.0 - 2.0 * (place % 2)
-        stack, first = free.pop(), 0
-        flat = {name: values.reshape(size, -1) for name, values in stack.items()}
-        for name, values in source.items():
-            np.take(values, sample, axis=0, out=flat[name][:used], mode="clip")
+        stack, parts, moves = free.pop(), [], {}
         for name, blocks in members.items():
-            here = np.flatnonzero((direction >= first) & (direction < first + len(blocks)))
-            move = (sign[here] * steps[name]).astype(flat[name].dtype)
-            flat[name][here[:, None], blocks[direction[here] - first]] += move[:, None]
-            first += len(blocks)
-        margins = model.scores({name: values[:used] for name, values in stack.items()}).log_odds(labels[sample])[:real]
-        found[start // 2 : (start + real) // 2] = margins[::2] - margins[1::2]
+            block = direction - first[name]
+            here = (block >= 0) & (block < len(blocks))
+            row = np.arange(len(place)) % size * source[name].shape[1]
+            move = np.where(here, steps[name] * sign, 0).astype(source[name].dtype)
+            moves[name] = row[:, None] + blocks[np.where(here, block, 0)], move[:, None]
+        for begin in range(0, len(place), size):
+            rows = slice(begin, begin + size)
+            used = {name: values[: len(place) - begin] for name, values in stack.items()}
+            for name, values in source.items():
+                np.take(values, sample[rows], axis=0, out=used[name].reshape(-1, values.shape[1]), mode="clip")
+            for name, (where, move) in moves.items():
+                stack[name].reshape(-1)[where[rows]] += move[rows]
+            parts.append(model.run(used))
         free.append(stack)
+        margins = model.scores(np.concatenate(parts)).log_odds(labels[sample])[:real]
+        found[start // 2 : (start + real) // 2] = margins[::2] - margins[1::2]
         return start + real
 
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        for done in pool.map(work, range(0, total, size)):
+        for done in pool.map(work, range(0, total, window)):
             tell(f"gradient: {done:,} of {total:,} forward passes")
     finally:
         pool.shutdown(cancel_futures=True)
