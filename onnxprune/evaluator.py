@@ -31,6 +31,7 @@ from onnxprune.evaluate import (
     plan,
     predict,
     top_k_accuracy,
+    without_maps,
 )
 from onnxprune.files import Source, write_json
 from onnxprune.graph import Graph, load
@@ -251,7 +252,7 @@ class Evaluator:
         graph = _load(model)
         dataset = self._read(data, graph)
         budget = self._plan(graph, dataset, original is not None)
-        ready = graph.assemble().ready()
+        ready = without_maps(graph.assemble()).ready()
         session = Session(ready, threads=2)
         self._check(predict(session, dataset.take(slice(0, 1)), graph.inputs), dataset)
         if announce is not None:
@@ -356,7 +357,7 @@ def _predictions(model: Model, dataset: Dataset, graph: Graph) -> list[Array]:
     names = [p.name for p in graph.inputs], [p.name for p in other.inputs]
     if sorted(names[0]) != sorted(names[1]):
         raise DataError(f"the models can't be compared: their inputs are {names[0]} and {names[1]}")
-    return predict(other.assemble().ready(), dataset, other.inputs)
+    return predict(without_maps(other.assemble()).ready(), dataset, other.inputs)
 
 
 def _percent(share: float | None) -> str:

@@ -276,13 +276,30 @@ def test_channels_last_images() -> None:
     assert np.mean(signs == np.sign(expected)) > 0.99
 
 
-def test_the_class_may_come_beside_the_scores() -> None:
-    """As scikit-learn's converter writes it."""
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_class_may_come_beside_the_scores(zipped: bool) -> None:
+    """As scikit-learn's converter writes it, with a map from class to probability or an array."""
     proto = NET.onnx("Softmax")
     proto.graph.node.append(helper.make_node("ArgMax", ["out"], ["label"], axis=1, keepdims=0))
     proto.graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, None))
-    found = Evaluator(EPSILONS).evaluate(proto, (NET.x, NET.labels))
+    if zipped:
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+        classes = list(range(CLASSES))
+        proto.graph.node.append(helper.make_node("ZipMap", ["out"], ["map"], domain="ai.onnx.ml", classlabels_int64s=classes))
+        kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+        proto.graph.output[1].CopyFrom(helper.make_value_info("map", helper.make_sequence_type_proto(kind)))
+    found = Evaluator(EPSILONS).evaluate(proto, (NET.x, NET.labels), proto)
     close(found.robust_accuracy, NET.robust)
+    assert (found.loss is not None, found.agreement) == (True, 1)
+
+
+def test_inputs_without_further_axes() -> None:
+    """Each sample is a number."""
+    nodes = [helper.make_node("Unsqueeze", ["x", "one"], ["y"]), helper.make_node("Mul", ["y", "w"], ["out"])]
+    weights = {"one": np.array([1]), "w": np.array([[1, -1]], np.float32)}
+    proto = model(nodes, weights, {"x": [TensorProto.FLOAT, "N"]}, {"out": TensorProto.FLOAT})
+    x = np.array([-0.3, -0.1, 0.1, 0.3], np.float32)
+    assert Evaluator([0.2]).evaluate(proto, (x, np.array([1, 1, 0, 0]))).robust_accuracy == {0.2: 0.5}
 
 
 # the budget -------------------------------------------------------------------------------------------------------------

@@ -79,6 +79,13 @@ class Classifier:
         return self.scores(self.run({name: values[padded] for name, values in inputs.items()})[: len(rows)])
 
 
+def without_maps(model: LazyModel) -> LazyModel:
+    """The model with arrays where it gives maps from class to probability, as scikit-learn's converter makes them."""
+    arrays = {node.output[0]: node.input[0] for node in model.proto.graph.node if node.op_type == "ZipMap"}
+    names = [arrays.get(output.name, output.name) for output in model.proto.graph.output]
+    return tapped(model, names, only=True) if arrays else model
+
+
 def classifier(model: AnyModel, data: Dataset, ports: Sequence[Port], clean: Scores) -> Classifier:
     """The form of a model whose scores are best differentiated, among those that give what the model itself gives.
 

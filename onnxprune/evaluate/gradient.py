@@ -41,8 +41,8 @@ _STEPS = 1e-5, 1e-3, 3e-2
 _DIGITS = 32
 """Roundings of the scores that a large difference should amount to: a longer step only meets more kinks."""
 
-_WINDOW = 1024
-"""Rows whose margins are computed at once."""
+_WINDOW = 1024, 1 << 21
+"""Rows whose margins are computed at once, and how many coordinates may be moved in them."""
 
 _THREADS = min(8, os.cpu_count() or 1)
 """Stacks of samples that go through the model at the same time."""
@@ -248,7 +248,8 @@ def _along(
     directions = sum(map(len, members.values()))
     total = 2 * len(labels) * directions
     size, unit = model.rows(inputs), model.batch or 1
-    window = size * max(1, _WINDOW // size)
+    widest: int = max(blocks.shape[1] for blocks in members.values())
+    window = size * max(1, min(_WINDOW[0], _WINDOW[1] // widest) // size)
     source = {name: values.reshape(len(values), -1) for name, values in inputs.items()}
     first = dict(zip(members, np.cumsum([0, *map(len, members.values())]).tolist(), strict=False))
     found = np.empty(total // 2, np.float32)
