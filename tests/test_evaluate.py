@@ -473,7 +473,7 @@ def test_report(tmp_path: Path) -> None:
     text = str(found)
     assert re.search(r"accuracy +90.0 %", text)
     assert re.search(r"0.1 +\d+.\d % +\d+.\d %", text)
-    assert "estimates understate how vulnerable the model is" in text
+    assert text.endswith("along each of 12 coordinates: estimates can understate how vulnerable the model is")
 
 
 # refusals ---------------------------------------------------------------------------------------------------------------

@@ -140,10 +140,10 @@ class Budget:
         enough = 2 * self.samples * self.directions // each
         fewer = f", or {enough:,} samples" if enough else ""
         complete = f"; all coordinates need a budget of {self.samples * each:,}{fewer}"
-        more = "" if self.directions == self.coordinates else complete
+        whole = self.directions == self.coordinates
         return (
             f"gradients are estimated by finite differences along {self.along}: "
-            f"estimates understate how vulnerable the model is{more}"
+            f"estimates {'can ' if whole else ''}understate how vulnerable the model is{'' if whole else complete}"
         )
 
     def __str__(self) -> str:
