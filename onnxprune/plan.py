@@ -65,9 +65,11 @@ class PlanCopy:
 class PlanEdit:
     """Weights that are changed before anything is cut, so that what leaves is not missed.
 
-    The ``channels`` of an axis of a stored tensor become zero. Where they are copies of others, their weights are added
-    to those of the channels ``into``, one by one. Where they are constants, what they contributed is ``add``: a vector
-    that is added to input ``input`` of the node that writes the tensor ``node``; an input that it lacks is added to zero.
+    The ``channels`` of an axis of a stored tensor become zero. Where others can do their work, their weights, times
+    ``scales`` (1 where that is empty), are added to those of the channels ``into``, one by one; a channel that several
+    others stand in for is named once for each. Where they are constants, or differ from what stands in for them by one,
+    what they contributed is ``add``: a vector that is added to input ``input`` of the node that writes the tensor
+    ``node``; an input that it lacks is added to zero.
     """
 
     tensor: str
@@ -77,6 +79,7 @@ class PlanEdit:
     node: str = ""
     input: int = 0
     add: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ class Plan:
         """The plan as JSON data (schema ``onnxprune.plan/1``)."""
         sites = [s.to_dict() for s in self.sites]
         copies = [asdict(c) | {"keep": list(c.keep)} for c in self.copies]
-        edits = [asdict(e) | {name: list(getattr(e, name)) for name in ("channels", "into", "add")} for e in self.edits]
+        lists = ("channels", "into", "add", "scales")
+        edits = [asdict(e) | {name: list(getattr(e, name)) for name in lists} for e in self.edits]
         found = {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
         return found | ({"edits": edits} if edits else {})
 
@@ -139,6 +143,7 @@ class Plan:
                     str(e["node"]),
                     int(e["input"]),
                     tuple(map(float, e["add"])),
+                    tuple(map(float, e.get("scales", ()))),
                 )
                 for e in data.get("edits", ())
             )
