@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
     "errors", "weights", "lazy", "structure", "files", "intake", "assembly", "graph",
-    "runtime", "shapes", "rules", "labels", "flow", "channels",
+    "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
     "cost", "data", "plan", "lossless", "importance", "surgery", "evaluate", "report", "proof", "pruner", "compare", "demo",
     "operators",
     "__init__", "cli", "__main__",
