@@ -6,6 +6,8 @@ reads by changing weights, which :class:`~onnxprune.plan.PlanEdit` writes down; 
 """
 
 from onnxprune.lossless.edit import edited
+from onnxprune.lossless.handover import Handover
 from onnxprune.lossless.search import KINDS, Free, FreeRow, Left, find
+from onnxprune.lossless.sums import Sum, all_sums
 
-__all__ = ["KINDS", "Free", "FreeRow", "Left", "edited", "find"]
+__all__ = ["KINDS", "Free", "FreeRow", "Handover", "Left", "Sum", "all_sums", "edited", "find"]
