@@ -79,11 +79,11 @@ def copy(path: str) -> dict[str, float]:
 
 def prune(path: str) -> dict[str, float]:
     """Load, analyse, score by L1, cut half of the channels, write."""
+    from onnxprune.allocation import allocate
     from onnxprune.channels import analyse
     from onnxprune.files import save
     from onnxprune.graph import load
     from onnxprune.importance import l1
-    from onnxprune.plan import allocate
     from onnxprune.surgery import apply
 
     before = peak()

@@ -9,7 +9,7 @@ Interval bound propagation: Gowal et al. 2018, arXiv:1810.12715; PAODING's defin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -134,47 +134,48 @@ class Effects:
         self.bounds = bounds
         self._slopes: dict[tuple[int, int], Interval] = {}
 
-    def of(self, name: str, low: Array, high: Array) -> Interval:
-        """Follow changes of one tensor as far as they can be followed.
+    def of(self, changes: Mapping[str, Interval]) -> Interval:
+        """Follow changes of some tensors, made together, as far as they can be followed.
 
         Args:
-            low, high: float (changes, ...), the intervals of some changes of the tensor, each in its shape for one sample
-                without the first axis.
+            changes: low and high, float (changes, ...): the intervals of some changes of each tensor, in its shape for one
+                sample without the first axis.
 
         Returns:
             low, high: (changes, elements), the intervals of the resulting changes of the graph's outputs, or of what the
-            changes reach beyond which they can't be followed. No elements where the tensor is read by nothing.
+            changes reach beyond which they can't be followed. No elements where nothing reads the tensors.
         """
+        count = len(next(iter(changes.values()))[0])
         try:
-            return self._followed(name, low, high)
+            return self._followed(changes, count)
         except (ModelError, ValueError):  # a size of one sample is written down somewhere
-            if len(low) == 1:
-                return low.reshape(1, -1), high.reshape(1, -1)
-            ends = [self.of(name, low[i : i + 1], high[i : i + 1]) for i in range(len(low))]
+            if count == 1:
+                flat = [[side.reshape(1, -1) for side in change] for change in changes.values()]
+                return np.concatenate([f[0] for f in flat], axis=1), np.concatenate([f[1] for f in flat], axis=1)
+            ends = [self.of({n: (low[i : i + 1], high[i : i + 1]) for n, (low, high) in changes.items()}) for i in range(count)]
             return np.concatenate([e[0] for e in ends]), np.concatenate([e[1] for e in ends])
 
-    def _followed(self, name: str, low: Array, high: Array) -> Interval:
+    def _followed(self, changes: Mapping[str, Interval], count: int) -> Interval:
         coupling = self.bounds.coupling
-        outputs = {port.name for port in coupling.graph.outputs}
-        reached: dict[str, Interval] = {name: (low, high)}
-        ends: dict[str, Interval] = {}
+        reached, ends = dict(changes), dict[str, Interval]()
         work = 0
         for step in coupling.flow.steps:
             node = step.call.node
             changed = [k for k, n in enumerate(node.inputs) if n in reached]
             if not changed:
                 continue
-            work += 4 * len(low) * macs(step.call)
+            work += 4 * count * macs(step.call)
             after = self._changed(step, [reached.get(n) for n in node.inputs]) if work < WORK else None
             if after is None:
                 ends |= {node.inputs[k]: reached[node.inputs[k]] for k in changed}
-            elif len(after[0]) != len(low):
+            elif len(after[0]) != count:
                 raise ValueError("the changes were mixed")
             else:
                 reached[node.outputs[0]] = after
-        ends |= {n: reached[n] for n in outputs & reached.keys()}
-        flat = [[_watched(side.reshape(len(low), -1)) for side in end] for end in ends.values()] or [[low[:, :0], high[:, :0]]]
-        return np.concatenate([f[0] for f in flat], axis=1), np.concatenate([f[1] for f in flat], axis=1)
+        ends |= {port.name: reached[port.name] for port in coupling.graph.outputs if port.name in reached}
+        nothing = np.zeros((count, 0), np.float32)
+        low, high = ([nothing, *(_watched(end[side].reshape(count, -1)) for end in ends.values())] for side in (0, 1))
+        return np.concatenate(low, axis=1), np.concatenate(high, axis=1)
 
     def _changed(self, step: Step, changes: list[Interval | None]) -> Interval | None:
         """What changes of its operands do to a node's result."""

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 LAYERS = [
     "errors", "weights", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
-    "cost", "data", "plan", "lossless", "importance", "surgery", "evaluate", "report", "proof", "pruner", "compare", "demo",
-    "operators",
+    "cost", "data", "allocation", "plan", "lossless", "importance", "compensate", "sampler",
+    "surgery", "evaluate", "report", "proof", "pruner", "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
 # fmt: on

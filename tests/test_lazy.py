@@ -22,13 +22,14 @@ from typer.testing import CliRunner
 
 import onnxprune
 from onnxprune import files, lazy, proof, pruner, weights
+from onnxprune.allocation import allocate
 from onnxprune.channels import analyse
 from onnxprune.cli import app
 from onnxprune.errors import ModelError, OutputError, VerificationError
 from onnxprune.graph import load
 from onnxprune.importance import l1, l2
 from onnxprune.lazy import AnyModel, LazyModel, LazyTensor
-from onnxprune.plan import allocate, make_plan
+from onnxprune.plan import make_plan
 from onnxprune.runtime import Session
 from onnxprune.surgery import apply, mask
 

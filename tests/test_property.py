@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import onnxprune
+from onnxprune.allocation import allocate
 from onnxprune.channels import analyse
 from onnxprune.graph import load
 from onnxprune.lazy import LazyModel
-from onnxprune.plan import allocate, make_plan
+from onnxprune.plan import make_plan
 from onnxprune.surgery import apply
 
 EXPORTED = sorted((Path(__file__).parent / "exported").glob("*.onnx"))

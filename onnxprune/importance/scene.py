@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from onnxprune.bounds import Bounds, Effects
-from onnxprune.channels import Coupling
+from onnxprune.channels import ChannelGroup, Coupling
 from onnxprune.errors import ModelError
 from onnxprune.flow import Site, Step
 from onnxprune.labels import BoolArray
@@ -39,18 +39,36 @@ class Units:
 
 
 class Scene:
-    """A model of which the components ``removed`` have left: ``coupling`` has those groups and channels that are there."""
+    """A model of which the components ``removed`` have left; groups are looked at with the channels that are there."""
 
-    def __init__(self, coupling: Coupling, removed: BoolArray, interval: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(
+        self,
+        coupling: Coupling,
+        removed: BoolArray,
+        interval: tuple[float, float] = (0.0, 1.0),
+        handover: Handover | None = None,
+    ) -> None:
         self.coupling, self.graph, self.interval = coupling, coupling.graph, interval
-        self.weights = Left(coupling, removed)
+        self.weights, self._removed = Left(coupling, removed), removed
         self._root = coupling.components.root
         self._run = Kernels(self.graph)
+        self._handover = handover
+
+    def after(self, coupling: Coupling, removed: BoolArray) -> Scene:
+        """The same model after more components have left, or weights have changed."""
+        kept = self.handover.on(coupling.graph) if coupling.flow is self.coupling.flow else None
+        return Scene(coupling, removed, self.interval, kept)
 
     @cached_property
     def handover(self) -> Handover:
         """What reads the channels, and can be given to others."""
-        return Handover(self.coupling, all_sums(self.coupling))
+        return self._handover or Handover(self.coupling, all_sums(self.coupling))
+
+    def group(self, number: int) -> ChannelGroup:
+        """A group with the channels that are there."""
+        group = self.coupling.groups[number]
+        stay = ~self._removed[group.roots]
+        return group if stay.all() else group.only(stay)
 
     @cached_property
     def bounds(self) -> Bounds:
@@ -64,7 +82,7 @@ class Scene:
 
     def readers(self, number: int) -> list[Site]:
         """The weight axes by which a group's channels are read; none where something else reads them, too."""
-        roots = self.coupling.groups[number].roots
+        roots = self.group(number).roots
         if not self.handover.is_possible(number) or self.handover.mixed[roots].any():
             return []
         if len(self.handover.moved_alike([roots])) != 1 and len(roots) > 1:
@@ -93,7 +111,7 @@ class Scene:
 
     def rows(self, number: int, site: Site) -> Array:
         """A weight as one row for each channel of a group, float32 (channels, numbers)."""
-        roots = self.coupling.groups[number].roots
+        roots = self.group(number).roots
         owners = self._root[self.coupling.labels(site)]
         at = np.concatenate([np.flatnonzero(owners == root) for root in roots])
         values = np.moveaxis(self.weights.read(site.tensor), site.axis, 0)[at]
@@ -174,12 +192,12 @@ class Scene:
 
     def _by_unit(self, number: int, name: str, values: Array) -> Array | None:
         """What a tensor has for each channel of a group, wherever that is."""
-        found = np.full(len(self.coupling.groups[number].roots), np.nan, np.float32)
+        found = np.full(len(self.group(number).roots), np.nan, np.float32)
         for factor in self.coupling.flow.tensors[name].factors:
             if len(factor.axes) == 1:
                 owners = self._root[factor.labels]
                 first = np.moveaxis(values, factor.axes[0], 0).reshape(len(owners), -1)[:, 0]
                 places = {int(owner): at for at, owner in enumerate(owners)}
-                at = [places.get(int(root), -1) for root in self.coupling.groups[number].roots]
+                at = [places.get(int(root), -1) for root in self.group(number).roots]
                 found = first[at] if min(at) >= 0 else found
         return None if np.isnan(found).any() else found

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from copy import copy
 
 import numpy as np
 
 from onnxprune.channels import Coupling
 from onnxprune.flow import Site, Step, stand_ins
+from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Factor, IntArray
 from onnxprune.lossless.demand import own_weight
 from onnxprune.lossless.edit import handed_over
@@ -41,6 +43,12 @@ class Handover:
                     if set(factor.axes) & set(axes):
                         self.mixed[self.root[factor.labels.ravel()]] = True
         self.sites = self._sites()
+
+    def on(self, graph: Graph) -> Handover:
+        """The same for a graph of the same structure and other weights."""
+        other = copy(self)
+        other.graph = graph
+        return other
 
     def is_possible(self, number: int) -> bool:
         """Whether some stored weights of floats, and nothing else of its own, read a group's channels."""
