@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnxprune import files
-from onnxprune.errors import OutputError, TapeError
-from onnxprune.report import Step, Tape
+from onnxprune.errors import OptionError, OutputError, TapeError
+from onnxprune.report import Step, Tape, check_picture, draw
 
 RUN = {"ratio": 0.5, "step": 0.05, "freeze": ("head", "stem*"), "epsilons": [0.1, 0.3]}
 FIRST = Step(0, 0.0, 100, 5000, 80_000, 20_400, accuracy=0.98, loss=0.1, robust_accuracy={"0.3": 0.2, "0.1": 0.75}, seconds=1.5)
@@ -214,3 +219,117 @@ def test_a_file_that_can_t_be_read(tmp_path: Path) -> None:
         with pytest.raises(TapeError) as caught:
             Tape.load(path)
         assert str(caught.value).startswith(f"tape {str(path)!r} {text}")
+
+
+# pictures -------------------------------------------------------------------------------------------------------------
+
+
+def texts(steps: Sequence[Step], path: Path, **options: Any) -> list[str]:
+    """All words in a picture."""
+    draw(steps, path, **options)
+    return ["".join(node.itertext()) for node in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def drawn(steps: Sequence[Step], path: Path) -> list[np.ndarray]:
+    """The points of each curve as they lie in a picture, each axis scaled to 0 at the first point and 1 at the last."""
+    draw(steps, path)
+    found = re.findall(r'<g id="curve\d+">\s*<path d="([^"]+)"', path.read_text())
+    points = [np.array(re.findall(r"[ML] (\S+) (\S+)", line), np.float64) for line in found]
+    return [(p - p[0]) / (p[-1] - p[0]) for p in points]
+
+
+def test_curves_run_where_the_numbers_say(tmp_path: Path) -> None:
+    """Over the channels really removed, whatever share was asked for."""
+    left, whole = np.array([100, 80, 75, 50]), np.array([5000, 3500, 3300, 2000])
+    right = np.array([0.9, 0.88, 0.9, 0.3])
+    steps = [
+        Step(n, 0.2 * n, int(c), int(p), 1, 1, accuracy=float(a))
+        for n, (c, p, a) in enumerate(zip(left, whole, right, strict=True))
+    ]
+    wanted = [np.stack([(v - v[0]) / (v[-1] - v[0]) for v in (left, y)], axis=1) for y in (right, whole)]
+    found = drawn(steps, tmp_path / "tape.svg")
+    assert len(found) == 2
+    for one, two in zip(found, wanted, strict=True):
+        assert np.allclose(one, two, atol=1e-5)
+    found = drawn([replace(s, channels=100 - 10 * s.number) for s in steps], tmp_path / "tape.svg")
+    assert not np.allclose(found[0], wanted[0], atol=1e-2)
+
+
+def test_a_picture_says_what_its_curves_are(tmp_path: Path) -> None:
+    found = texts(TAPE.steps, tmp_path / "tape.svg", title="a net")
+    for text in (
+        "a net",
+        "channels removed, %",
+        "percent of the original",
+        "parameters (original 5,000)",
+        "accuracy (original 98.0 %)",
+        "agreement with the original",
+        "robust accuracy, ε = 0.1 (original 75.0 %)",
+        "robust accuracy, ε = 0.3 (original 20.0 %)",
+    ):
+        assert text in found, text
+    assert not any("loss" in text for text in found)
+
+
+def test_what_was_not_measured_has_no_curve(tmp_path: Path) -> None:
+    bare = [Step(n, 0.1 * n, 100 - 10 * n, 10 - n, 0, 99) for n in range(2)]
+    found = texts(bare, tmp_path / "tape.svg")
+    assert "parameters (original 10)" in found
+    assert not any(word in text for text in found for word in ("accuracy", "agreement"))
+    lost = [replace(s, robust_accuracy={"0.5": 0.1 * s.number}, channels=0, parameters=0) for s in bare]
+    assert "robust accuracy, ε = 0.5 (of all samples)" in texts(lost, tmp_path / "tape.svg")
+
+
+def test_the_same_steps_give_the_same_file(tmp_path: Path) -> None:
+    for suffix in ("svg", "png"):
+        one, two, other = (tmp_path / f"{n}.{suffix}" for n in range(3))
+        draw(TAPE.steps, one, title="t")
+        draw(TAPE.steps, two, title="t")
+        draw(TAPE.steps[:2], other, title="t")
+        assert one.read_bytes() == two.read_bytes() != other.read_bytes()
+    assert not re.search(rb"20\d\d-\d\d-\d\d", (tmp_path / "0.svg").read_bytes())
+
+
+def test_any_number_of_steps_and_epsilons(tmp_path: Path) -> None:
+    draw(TAPE.steps[:1], tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    many = [replace(s, robust_accuracy={str(e / 100): 0.5 for e in range(1, 31)}) for s in TAPE.steps]
+    assert sum("robust" in text for text in texts(many, tmp_path / "many.SVG")) == 30
+
+
+def test_the_user_s_own_settings_neither_matter_nor_change(tmp_path: Path) -> None:
+    import matplotlib
+
+    def settings() -> dict[str, Any]:  # looking at the backend would choose one
+        return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
+
+    draw(TAPE.steps, tmp_path / "one.svg")
+    with matplotlib.rc_context({"lines.linewidth": 9.0, "axes.facecolor": "black"}):
+        before = settings()
+        draw(TAPE.steps, tmp_path / "two.svg")
+        assert settings() == before
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["tape.pdf", "tape", "svg"])
+def test_other_kinds_of_picture(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(OptionError) as caught:
+        check_picture(path)
+    assert str(caught.value) == f"picture {str(path)!r} must end in .png or .svg, which says what kind of file it becomes"
+
+
+def test_pictures_that_can_t_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tape.png"
+    with pytest.raises(OptionError) as caught:
+        draw([], path)
+    assert str(caught.value) == f"picture {str(path)!r} can't be drawn: there are no steps"
+    with pytest.raises(OutputError, match="does not exist; create it first"):
+        check_picture(tmp_path / "no" / "tape.png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(OptionError) as caught:
+        draw(TAPE.steps, path)
+    says = "can't be drawn: matplotlib is not installed; pip install 'onnxprune[pictures]'"
+    assert str(caught.value) == f"picture {str(path)!r} {says}"
+    assert os.listdir(tmp_path) == []
