@@ -15,6 +15,7 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    TapeError,
     UsageError,
     VerificationError,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "TapeError",
     "UsageError",
     "VerificationError",
     # about
