@@ -61,7 +61,7 @@ class PlanEdit:
     """Weights that are changed before anything is cut, so that what leaves is not missed.
 
     The ``channels`` of an axis of a stored tensor become zero. Where others can do their work, their weights, times
-    ``scales`` (1 where that is empty), are added to those of the channels ``into``, one by one; a channel that several
+    ``scales`` (empty where they are equals), are added to those of the channels ``into``, one by one; a channel that several
     others stand in for is named once for each. Where they are constants, or differ from what stands in for them by one,
     what they contributed is ``add``: a vector that is added to input ``input`` of the node that writes the tensor
     ``node``; an input that it lacks is added to zero.
@@ -76,6 +76,11 @@ class PlanEdit:
     add: tuple[float, ...] = ()
     scales: tuple[float, ...] = ()
 
+    @property
+    def approximate(self) -> bool:
+        """Whether it makes up for what leaves, rather than changing nothing."""
+        return bool(self.scales)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -85,6 +90,11 @@ class Plan:
     sites: tuple[PlanSite, ...]
     copies: tuple[PlanCopy, ...] = ()
     edits: tuple[PlanEdit, ...] = ()
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything leaves."""
+        return bool(self.sites or self.copies)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data (schema ``onnxprune.plan/1``)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from onnxprune.compensate import MODES, compensate
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError
 from onnxprune.files import Source
+from onnxprune.flow import Site
 from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion, Nominator, Options, Pairs, Scene
 from onnxprune.importance import criterion as find_criterion
-from onnxprune.labels import BoolArray
+from onnxprune.labels import BoolArray, IntArray
 from onnxprune.plan import Plan, PlanEdit, make_plan
 
 Analyse = Callable[[Graph], Coupling]
@@ -42,19 +44,36 @@ class Standing:
         """What has happened to the model so far."""
         return replace(make_plan(self.coupling, self.removed), edits=self.edits)
 
-    def advanced(self, removed: BoolArray, edits: tuple[PlanEdit, ...]) -> Standing:
-        """The same after more components have left, and more weights have been changed.
+    @property
+    def merged(self) -> BoolArray:
+        """The components whose work was given to others, for which these make up as well as they can."""
+        return self._edited("channels")
+
+    @property
+    def heirs(self) -> BoolArray:
+        """The components to which it was given."""
+        return self._edited("into")
+
+    def _edited(self, which: str) -> BoolArray:
+        marks = np.zeros(len(self.coupling.components.root), np.bool_)
+        for edit in self.edits:
+            if edit.approximate:
+                labels = self.coupling.labels(Site(edit.tensor, edit.axis))
+                marks[self.coupling.components.root[labels[list(getattr(edit, which))]]] = True
+        return marks
+
+    def after(self, leaving: IntArray, edits: tuple[PlanEdit, ...]) -> Standing:
+        """The same once more components have left, for which ``edits`` of the weights make up.
 
         Components keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind them.
         """
         coupling = self.coupling
         if edits:
             graph = lossless.edited(coupling.graph, edits)
-            same = graph.nodes == coupling.graph.nodes
-            coupling = replace(coupling, graph=graph) if same else self.analyse(graph)
-        gone = np.zeros(len(coupling.components.root), np.bool_)
-        gone[np.flatnonzero(self.removed | removed)] = True
-        return replace(self, coupling=coupling, removed=gone, edits=(*self.edits, *edits))
+            coupling = replace(coupling, graph=graph) if graph.nodes == coupling.graph.nodes else self.analyse(graph)
+        removed = np.zeros(len(coupling.components.root), np.bool_)
+        removed[np.flatnonzero(self.removed)] = removed[leaving] = True
+        return replace(self, coupling=coupling, removed=removed, edits=(*self.edits, *edits))
 
 
 class Sampler:
@@ -117,13 +136,11 @@ class Sampler:
             ModelError: the model can't be read or loaded by onnxruntime.
             OptionError: the ratio is outside its range.
         """
-        graph = load(model)
-        standing = self.start(graph, lambda g: analyse(g, freeze=freeze))
+        standing = self.start(load(model), lambda g: analyse(g, freeze=freeze))
         return self.step(standing, self.limits.ratio if ratio is None else ratio, data).plan
 
     def start(self, graph: Graph, analyse: Analyse) -> Standing:
-        """A model of which nothing has left; forgets which units have been used."""
-        self._set(self._given)
+        """A model of which nothing has left."""
         coupling = analyse(graph)
         nothing = np.zeros(len(coupling.components.root), np.bool_)
         return Standing(coupling, nothing, tuple(g.size for g in coupling.groups), analyse=analyse)
@@ -135,17 +152,22 @@ class Sampler:
             OptionError: the ratio is outside its range.
         """
         limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
-        scene = Scene(standing.coupling, standing.removed, self._options.interval)
+        scene = Scene(standing.coupling, standing.removed, self._options.interval, standing.heirs)
         scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
         for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits)):
             if count:
                 pairs = self._choose(scene, number, count, data)
                 edits = compensate(scene, number, pairs) if self._merges else []
-                removed = np.zeros_like(standing.removed)
-                removed[scene.group(number).roots[pairs.leaves]] = True
-                standing = standing.advanced(removed, tuple(edits))
-                scene = scene.after(standing.coupling, standing.removed)
+                standing = standing.after(scene.group(number).roots[pairs.leaves], tuple(edits))
+                scene = scene.after(standing.coupling, standing.removed, standing.heirs)
         return standing
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what is chosen, as JSON data. An object's criterion goes by the name of its type."""
+        name = self._given if isinstance(self._given, str) else type(self._given).__name__
+        limits = {k: v for k, v in asdict(self.limits).items() if k != "ratio"}
+        return {"criterion": name, "compensate": self.compensate, **limits, **asdict(self._options)}
 
     @property
     def _merges(self) -> bool:

@@ -46,7 +46,6 @@ class Saliency:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = Options() if options is None else options
-        self._used: set[int] = set()
 
     def __call__(self, group: ChannelGroup, weights: Weights, data: Dataset | None) -> Scores:
         """Float64 (channels,), larger = keep: PAODING's channel scale."""
@@ -57,11 +56,7 @@ class Saliency:
         units = scene.units(number)
         if units is None:
             return None
-        roots = scene.group(number).roots
-        chosen = self.choose(scene, number, units, self._free(roots), count)
-        if not self.options.recursive:
-            self._used.update(roots[chosen.leaves].tolist(), roots[chosen.stays[chosen.stays >= 0]].tolist())
-        return chosen
+        return self.choose(scene, number, units, self._free(scene, number), count)
 
     def choose(self, scene: Scene, number: int, units: Units, free: BoolArray, count: int) -> Pairs:
         """The pairs that leave, of units that are ``free`` to take part."""
@@ -79,8 +74,10 @@ class Saliency:
 
     def costs(self, scene: Scene, number: int, units: Units) -> Scores:
         """The same for units."""
-        _, lowest = nearest(saliency(units), self._free(scene.group(number).roots))
+        _, lowest = nearest(saliency(units), self._free(scene, number))
         return np.nan_to_num(lowest, posinf=float(np.max(lowest[np.isfinite(lowest)], initial=1.0)))
 
-    def _free(self, roots: IntArray) -> BoolArray:
-        return np.array([int(root) not in self._used for root in roots], np.bool_)
+    def _free(self, scene: Scene, number: int) -> BoolArray:
+        """The units that may take part: all, or where each is used once, those that stand in for nothing yet."""
+        heirs = scene.heirs[scene.group(number).roots]
+        return np.ones_like(heirs) if self.options.recursive else ~heirs

@@ -39,25 +39,30 @@ class Units:
 
 
 class Scene:
-    """A model of which the components ``removed`` have left; groups are looked at with the channels that are there."""
+    """A model of which the components ``removed`` have left; groups are looked at with the channels that are there.
+
+    ``heirs``: components that stand in for some that have left.
+    """
 
     def __init__(
         self,
         coupling: Coupling,
         removed: BoolArray,
         interval: tuple[float, float] = (0.0, 1.0),
+        heirs: BoolArray | None = None,
         handover: Handover | None = None,
     ) -> None:
         self.coupling, self.graph, self.interval = coupling, coupling.graph, interval
         self.weights, self._removed = Left(coupling, removed), removed
+        self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
         self._run = Kernels(self.graph)
         self._handover = handover
 
-    def after(self, coupling: Coupling, removed: BoolArray) -> Scene:
+    def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
         kept = self.handover.on(coupling.graph) if coupling.flow is self.coupling.flow else None
-        return Scene(coupling, removed, self.interval, kept)
+        return Scene(coupling, removed, self.interval, heirs, kept)
 
     @cached_property
     def handover(self) -> Handover:
