@@ -19,6 +19,7 @@ from onnxprune.errors import (
     UsageError,
     VerificationError,
 )
+from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.plan import Plan
 from onnxprune.pruner import Result, inspect, prune
 from onnxprune.report import Report
@@ -30,6 +31,8 @@ __all__ = [
     "prune",
     # nouns
     "Comparison",
+    "Evaluation",
+    "Evaluator",
     "Plan",
     "Report",
     "Result",

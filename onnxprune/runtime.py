@@ -204,10 +204,12 @@ def random_feeds(inputs: Iterable[Port], shapes: Mapping[str, tuple[int, ...]], 
     return feeds
 
 
-def tapped(model: LazyModel, names: Iterable[str]) -> LazyModel:
-    """The same model with the tensors called ``names``, intermediate ones included, as further outputs."""
+def tapped(model: LazyModel, names: Iterable[str], *, only: bool = False) -> LazyModel:
+    """The same model with the tensors called ``names``, intermediate ones included, as further (or the ``only``) outputs."""
     copy = ModelProto()
     copy.CopyFrom(model.proto)
+    if only:
+        del copy.graph.output[:]
     known = {o.name for o in copy.graph.output}
     copy.graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n and n not in known)
     return replace(model, proto=copy)
