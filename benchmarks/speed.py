@@ -92,7 +92,7 @@ def prune(path: str) -> dict[str, float]:
     stamps.append(time.perf_counter())
     coupling = analyse(graph)
     stamps.append(time.perf_counter())
-    scores = [l1(group, graph.weights, np.random.default_rng(0)) for group in coupling.groups]
+    scores = [l1(group, graph.weights, None) for group in coupling.groups]
     removed = allocate(coupling, scores, ratio=0.5)
     stamps.append(time.perf_counter())
     model = apply(coupling, removed)

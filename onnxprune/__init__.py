@@ -21,8 +21,9 @@ from onnxprune.errors import (
 )
 from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.plan import Plan
-from onnxprune.pruner import Result, inspect, prune
+from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.report import Report
+from onnxprune.sampler import Sampler
 
 __all__ = [
     # verbs
@@ -34,8 +35,10 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Plan",
+    "Pruner",
     "Report",
     "Result",
+    "Sampler",
     # errors
     "DataError",
     "ModelError",

@@ -31,6 +31,11 @@ class Dataset:
     labels: npt.NDArray[np.int64] | None
 
     @property
+    def arrays(self) -> dict[str, Array]:
+        """Inputs and labels by name, as :func:`read` takes them."""
+        return {**self.inputs, **({} if self.labels is None else {"labels": self.labels})}
+
+    @property
     def samples(self) -> int:
         """Number of samples."""
         return len(next(iter(self.inputs.values())))

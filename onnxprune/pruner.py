@@ -23,7 +23,6 @@ from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.plan import Plan
 from onnxprune.progressive import Run, Stage, shares
 from onnxprune.proof import PRUNED
-from onnxprune.quantize import Quantized, quantize
 from onnxprune.recorder import Goal, Recorder
 from onnxprune.report import GroupRow, Report
 from onnxprune.sampler import Sampler
@@ -228,9 +227,7 @@ class Pruner:
             dataset = None if data is None else datasets.read(data, graph.inputs)
         self._goal.check(dataset, self.evaluator.get_epsilons())
         run = Run(graph, self.sampler, **self._options, plan=self._plan, data=dataset, scratch=self._scratch, clock=clock)
-        recorder = Recorder(
-            graph, self._settings(graph), folder=self._tape, evaluator=self.evaluator, data=dataset, clock=clock
-        )
+        recorder = Recorder(graph, self._settings(graph), folder=self._tape, evaluator=self.evaluator, data=dataset, clock=clock)
         stage = self._last_good(run, recorder)
         self.result = self._finished(graph, stage, recorder, clock)
         return self.result
@@ -256,10 +253,6 @@ class Pruner:
             raise UsageError("there is no pruned model yet; call prune() before save()")
         self.result.save(path)
 
-    def quantize(self, mode: str = "int8", data: Data | None = None) -> Quantized:
-        """The model as it is now with smaller numbers: ``"fp16"`` or ``"int8"``; see :func:`onnxprune.quantize`."""
-        return quantize(self._model if self.result is None else self.result.model, mode, data=data)
-
     def reset(self) -> None:
         """Forget what has been done to the model."""
         self.result = None
@@ -267,7 +260,7 @@ class Pruner:
     def _last_good(self, run: Run, recorder: Recorder) -> Stage:
         """Go through the steps until the end, or until one misses the goal; the last that does not."""
         done = recorder.resume(self._shares)
-        passed = next((n for n, step in enumerate(recorder.steps) if n and not self._goal.is_met(step)), done + 1) - 1
+        passed = next((n for n, step in enumerate(recorder.steps) if n and self._goal.missed(step)), done + 1) - 1
         last: Stage | None = None
         if passed < done or done == len(self._shares):
             done = passed
@@ -276,7 +269,7 @@ class Pruner:
             for stage in run.stages(self._shares, previous):
                 if not recorder.steps:
                     recorder.begin(stage.standing)
-                if not self._goal.is_met(recorder.add(stage)):
+                if self._goal.missed(recorder.add(stage)):
                     stage.proved.close()
                     break
                 if last is not None:
@@ -293,6 +286,7 @@ class Pruner:
         rows = tuple(
             GroupRow(g, int((~standing.removed[g.roots]).sum()), int(merged[g.roots].sum())) for g in standing.coupling.groups
         )
+        missed = next((s for s in recorder.steps if s.number > stage.number and self._goal.missed(s)), None)
         report = Report(
             cost(graph, standing.coupling.shapes),
             cost(proved.graph, infer(proved.graph)),
@@ -303,6 +297,7 @@ class Pruner:
             recorder.pair(stage.number),
             None if stage.free is None else stage.free.rows,
             recorder.steps if self._step is not None else (),
+            "" if missed is None else f"stopped before step {missed.number}: its {self._goal.missed(missed)}",
         )
         return Result(proved.model, standing.plan, report, graph.source, graph.weights.has_external_data, proved.scratch)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from onnxprune.channels import ChannelGroup
 from onnxprune.clock import Clock
-from onnxprune.cost import Cost, cost
+from onnxprune.cost import cost
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, OutputError, TapeError, UsageError
 from onnxprune.evaluate import measure
@@ -51,17 +51,20 @@ class Goal:
         Raises:
             UsageError: there are no labelled data, or no epsilon.
         """
-        asked = [n for n, v in (("--min-accuracy", self.min_accuracy), ("--min-robustness", self.min_robustness)) if v is not None]
+        asked = [
+            n for n, v in (("--min-accuracy", self.min_accuracy), ("--min-robustness", self.min_robustness)) if v is not None
+        ]
         if asked and (data is None or data.labels is None):
             raise UsageError(f"{asked[0]} is measured on labelled data; give --data with an array 'labels'")
         if self.min_robustness is not None and not epsilons:
             raise UsageError("--min-robustness is measured under attack; give --epsilon")
 
-    def is_met(self, step: Step) -> bool:
-        """Whether a step's model is good enough."""
-        accurate = self.min_accuracy is None or (step.accuracy or 0.0) >= self.min_accuracy
-        robust = self.min_robustness is None or min(step.robust_accuracy.values(), default=0.0) >= self.min_robustness
-        return accurate and robust
+    def missed(self, step: Step) -> str:
+        """What a step's model does not reach, in words; empty where it is good enough."""
+        if self.min_accuracy is not None and (step.accuracy or 0.0) < self.min_accuracy:
+            return f"accuracy {step.accuracy:.4f} is below {self.min_accuracy:g}"
+        robust = {e: value for e, value in step.robust_accuracy.items() if value < (self.min_robustness or 0.0)}
+        return next((f"robust accuracy {v:.4f} at epsilon {e} is below {self.min_robustness:g}" for e, v in robust.items()), "")
 
 
 class Recorder:
@@ -122,10 +125,20 @@ class Recorder:
         return Plan.load(self.folder / f"step-{number:03d}.plan.json")
 
     def begin(self, standing: Standing) -> None:
-        """Write down the original."""
+        """Write down the original, and make the folder.
+
+        Raises:
+            OutputError: that is not possible.
+        """
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"folder {str(self.folder)!r} can't be made: {error.strerror}; choose another") from error
         metrics = self._measured(0, None)
         total = sum(group.size for group in standing.coupling.groups)
-        self._add(Step(0, 0.0, total, **self._sizes(cost(self.graph, standing.coupling.shapes)), **_kept(metrics)))
+        size = cost(self.graph, standing.coupling.shapes)
+        self._add(Step(0, 0.0, total, size.parameters, size.macs, size.bytes, **_kept(metrics)))
 
     def add(self, stage: Stage) -> Step:
         """Write down a step; those behind it, of a run that had to begin anew, are forgotten."""
@@ -138,8 +151,9 @@ class Recorder:
         size = cost(stage.proved.graph, infer(stage.proved.graph))
         moves = {name: n for name, n in gone.items() if n}
         self._save(stage)
+        channels = sum(left.values())
         return self._add(
-            Step(stage.number, stage.share, sum(left.values()), moves=moves, **self._sizes(size), **_kept(metrics))
+            Step(stage.number, stage.share, channels, size.parameters, size.macs, size.bytes, moves, **_kept(metrics))
         )
 
     def _add(self, step: Step) -> Step:
@@ -154,10 +168,6 @@ class Recorder:
     def _save(self, stage: Stage) -> None:
         if self.folder is None:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"folder {str(self.folder)!r} can't be made: {error.strerror}; choose another") from error
         path = self.folder / f"step-{stage.number:03d}.onnx"
         save(stage.proved.model, path, external=self.graph.weights.has_external_data, source=self.graph.source)
         stage.standing.plan.save(path.with_suffix(".plan.json"))
@@ -177,23 +187,24 @@ class Recorder:
             found = {} if model is None else measure((original, judged), self.data, self.graph.inputs)
             found.pop("accuracy", None)
             if self.data.labels is not None or self.evaluator.get_epsilons():
-                found |= self.evaluator.evaluate(judged, self.data).metrics()
+                found |= self.evaluator.evaluate(judged, self.data.arrays).metrics()
         self._metrics[number] = found
         return found
-
-    def _sizes(self, size: Cost) -> dict[str, int]:
-        return {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
 
 
 def _named(standing: Standing) -> dict[str, ChannelGroup]:
     """The groups by name; where several have one, they are numbered."""
     found: dict[str, ChannelGroup] = {}
     for group in standing.coupling.groups:
-        name = next(n for n in (group.name, *(f"{group.name} ({k})" for k in count(2))) if n not in found)
-        found[name] = group
+        names = chain([group.name], (f"{group.name} ({k})" for k in count(2)))
+        found[next(name for name in names if name not in found)] = group
     return found
 
 
 def _kept(metrics: Metrics) -> Metrics:
     """The metrics that a step has a place for, where they were measured."""
-    return {name: metrics[name] for name in ("accuracy", "loss", "agreement", "robust_accuracy") if metrics.get(name) not in (None, {})}
+    return {
+        name: metrics[name]
+        for name in ("accuracy", "loss", "agreement", "robust_accuracy")
+        if metrics.get(name) not in (None, {})
+    }

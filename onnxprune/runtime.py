@@ -78,6 +78,8 @@ class Session:
         lazy = isinstance(model, LazyModel)
         full = not lazy if optimise is None else optimise
         options.graph_optimization_level = level.ORT_ENABLE_ALL if full else level.ORT_DISABLE_ALL
+        if not optimise:  # unless speed is the matter: no rounding of activations to 8 bits, which a model does not ask for
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         options.add_session_config_entry("session.use_env_allocators", "1" if _LIMITED else "0")
         if isinstance(model, LazyModel):
             model, folder = model.referring()

@@ -157,7 +157,7 @@ class Sampler:
         for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits)):
             if count:
                 pairs = self._choose(scene, number, count, data)
-                edits = compensate(scene, number, pairs) if self._merges else []
+                edits = compensate(scene, number, pairs, self._mode)
                 standing = standing.after(scene.group(number).roots[pairs.leaves], tuple(edits))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
         return standing
@@ -170,8 +170,8 @@ class Sampler:
         return {"criterion": name, "compensate": self.compensate, **limits, **asdict(self._options)}
 
     @property
-    def _merges(self) -> bool:
-        return self.compensate == "merge" or (self.compensate == "auto" and isinstance(self._criterion, Nominator))
+    def _mode(self) -> str:
+        return "none" if self.compensate == "auto" and not isinstance(self._criterion, Nominator) else self.compensate
 
     def _set(self, given: str | Criterion) -> None:
         self._given = given

@@ -11,10 +11,21 @@ from onnxprune.bounds import Bounds, Effects
 from onnxprune.channels import ChannelGroup, Coupling
 from onnxprune.errors import ModelError
 from onnxprune.flow import Site, Step
-from onnxprune.labels import BoolArray
-from onnxprune.lossless import Handover, Left, all_sums
-from onnxprune.runtime import Kernels
+from onnxprune.importance.synthetic import Feeds, synthetic
+from onnxprune.labels import BoolArray, IntArray
+from onnxprune.lossless import Handover, Left, Slot, all_sums, bias_slot
+from onnxprune.plan import make_plan
+from onnxprune.rules.linear import macs
+from onnxprune.rules.notation import letters
+from onnxprune.runtime import Kernels, Session, tapped
+from onnxprune.surgery import mask
 from onnxprune.weights import Array
+
+SAMPLES, PLACES = 512, 4096
+"""Synthetic inputs that a model is run on at most, and places that are looked at in what comes of them."""
+
+WORK = 20_000_000_000
+"""Multiply-accumulate operations that such runs take at most for each group."""
 
 _LINE = (0, 1, -64, 64)
 """What is added to a layer's sums to see how far they are only scaled and shifted."""
@@ -51,23 +62,34 @@ class Scene:
         interval: tuple[float, float] = (0.0, 1.0),
         heirs: BoolArray | None = None,
         handover: Handover | None = None,
+        feeds: list[Feeds] | None = None,
     ) -> None:
         self.coupling, self.graph, self.interval = coupling, coupling.graph, interval
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
         self._run = Kernels(self.graph)
-        self._handover = handover
+        self._handover, self._feeds = handover, feeds
+        self._activations: dict[int, Array | None] = {}
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
         kept = self.handover.on(coupling.graph) if coupling.flow is self.coupling.flow else None
-        return Scene(coupling, removed, self.interval, heirs, kept)
+        return Scene(coupling, removed, self.interval, heirs, kept, self._feeds)
 
     @cached_property
     def handover(self) -> Handover:
         """What reads the channels, and can be given to others."""
         return self._handover or Handover(self.coupling, all_sums(self.coupling))
+
+    @property
+    def feeds(self) -> list[Feeds]:
+        """Synthetic inputs, as many as there is time for."""
+        if self._feeds is None:
+            work = max(1, sum(macs(step.call) for step in self.coupling.flow.steps))
+            samples = int(np.clip(WORK // work, 4, SAMPLES))
+            self._feeds = list(synthetic(self.coupling, self.interval, samples, batch=min(64, samples)))
+        return self._feeds
 
     def group(self, number: int) -> ChannelGroup:
         """A group with the channels that are there."""
@@ -113,6 +135,72 @@ class Scene:
             scales = scales and self._scales(number, name)
         outgoing = np.concatenate([self.rows(number, site) for site in readers], axis=1)
         return Units(np.concatenate(incoming, axis=1), np.sum(biases, axis=0), outgoing, scales)
+
+    def activations(self, number: int) -> Array | None:
+        """What the readers of a group's channels see of them on synthetic inputs, float32 (places, channels).
+
+        None where the channels are not seen one by one, or the model does not run on such inputs.
+        """
+        if number not in self._activations:
+            self._activations[number] = self._activations_of(number)
+        return self._activations[number]
+
+    def _activations_of(self, number: int) -> Array | None:
+        tapped_names: dict[str, int] = {}
+        for site in self.readers(number):
+            sum_ = self.handover.readers[site]
+            tapped_names[sum_.call.node.inputs[sum_.terms[0]]] = sum_.summed[sum_.terms[0]][0]
+        seen = self._seen(tuple(tapped_names))
+        rows = [self._by_channel(number, name, axis, part) for name, axis in tapped_names.items() for part in seen.get(name, ())]
+        if not rows or any(r is None for r in rows):
+            return None
+        found = np.concatenate([r for r in rows if r is not None])
+        if len(found) > PLACES:
+            found = found[np.random.default_rng(0).choice(len(found), PLACES, replace=False)]
+        return found if np.isfinite(found).all() else None
+
+    def slot(self, site: Site) -> Slot | None:
+        """Where a constant can be added to what a weight makes of the channels that it reads, if it is the same everywhere."""
+        sum_ = self.handover.readers[site]
+        return bias_slot(self.graph, sum_) if sum_.rule.steady(sum_.call) else None
+
+    def made_of(self, number: int, site: Site, channels: IntArray, constants: Array) -> Array | None:
+        """What a weight makes of constants in some of the channels that it reads, float64 (its channels,)."""
+        sum_ = self.handover.readers[site]
+        roots = self.group(number).roots[channels]
+        owners = self._root[self.coupling.labels(site)]
+        given = np.zeros(len(owners))
+        for root, constant in zip(roots, constants, strict=True):
+            given[owners == root] = constant
+        total = np.tensordot(given, np.moveaxis(self.weights.read(site.tensor), site.axis, 0).astype(np.float64), 1)
+        tokens = [t for a, t in enumerate(sum_.tokens[1]) if a != site.axis]
+        kept = [a for a, t in enumerate(tokens) if set(letters(t)) - sum_.lost]
+        return total.sum(axis=tuple(a for a in range(total.ndim) if a not in kept)) if len(kept) == 1 else None
+
+    def _seen(self, names: tuple[str, ...]) -> dict[str, list[Array]]:
+        """Some tensors of the model as it is now, on synthetic inputs."""
+        model = tapped(mask(self.graph, make_plan(self.coupling, self._removed)), names)
+        found: dict[str, list[Array]] = {name: [] for name in names}
+        try:
+            session = Session(model.ready())
+            for feeds in self.feeds:
+                for name, values in zip(names, session.run(feeds, names), strict=True):
+                    found[name].append(np.asarray(values, np.float32))
+        except ModelError:
+            return {}
+        return found
+
+    def _by_channel(self, number: int, name: str, axis: int, values: Array) -> Array | None:
+        """A tensor with one column for each channel of a group; each of a channel's indices along ``axis`` is a place."""
+        roots = self.group(number).roots
+        tensor = self.coupling.flow.tensors[name]
+        for factor in tensor.factors:
+            if factor.axes == (axis,):
+                owners = self._root[factor.labels]
+                at = [np.flatnonzero(owners == root) for root in roots]
+                if len({len(a) for a in at}) == 1 and len(at[0]):
+                    return np.moveaxis(values, axis, -1)[..., np.stack(at, axis=-1)].reshape(-1, len(roots))
+        return None
 
     def rows(self, number: int, site: Site) -> Array:
         """A weight as one row for each channel of a group, float32 (channels, numbers)."""

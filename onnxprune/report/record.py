@@ -49,6 +49,7 @@ class Report:
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"before": {}, "after": {}})
     free: tuple[FreeRow, ...] | None = None
     steps: tuple[Step, ...] = ()
+    stopped: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.report/1``)."""
@@ -71,6 +72,7 @@ class Report:
             "verification": None if self.verification is None else self.verification.to_dict(),
             "metrics": {side: dict(values) for side, values in self.metrics.items()},
             "steps": [step.to_dict() for step in self.steps],
+            **({"stopped": self.stopped} if self.stopped else {}),
             "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
         }
 
@@ -115,7 +117,7 @@ class Report:
     def __str__(self) -> str:
         parts = [self._costs(), self._groups(), self._free(), self._frozen()]
         if len(self.steps) > 1:
-            parts.append(str(Tape({}, self.steps)))
+            parts += [str(Tape({}, self.steps)), self.stopped]
         parts.append(self.proof)
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
