@@ -11,57 +11,62 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.importance import Pairs, Scene, Units
-from onnxprune.importance.spread import Spread
+from onnxprune.importance.spread import refit
 from onnxprune.labels import IntArray
 from onnxprune.plan import PlanEdit
 from onnxprune.weights import Array
 
-PP = 2
 MODES = ("auto", "none", "merge", "least-squares")
 
 
-def compensate(scene: Scene, number: int, pairs: Pairs, mode: str) -> list[PlanEdit]:
-    """The changes by which those that stay take over from those of a group that leave; none where nothing can."""
-    if mode == "none":
-        return []
-    if mode == "least-squares" or (mode == "auto" and (pairs.stays < 0).all()):
-        return spread(scene, number, pairs.leaves)
+def merged(scene: Scene, number: int, pairs: Pairs) -> list[PlanEdit]:
+    """The changes by which a unit that stays takes over from each that leaves; the most similar, if ``pairs`` name none."""
     units = scene.units(number)
     if units is None or not len(pairs.leaves):
         return []
     if (pairs.stays < 0).all():
         pairs = Pairs(pairs.leaves, stand_ins(units, pairs.leaves))
-    pairs = pairs.only(np.flatnonzero(pairs.stays >= 0))
     roots = scene.group(number).roots
     return scene.handover.edits(number, roots[pairs.leaves], roots[pairs.stays], factors(units, pairs)) or []
 
 
-def spread(scene: Scene, number: int, leaves: IntArray) -> list[PlanEdit]:
-    """The changes by which all that stay take over from units that leave, as well as they can on synthetic inputs."""
-    values = scene.activations(number)
-    if values is None or not len(leaves):
+def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:
+    """The changes by which all units of a group that stay make up for those that have left, and for what has changed before.
+
+    They are of the model's own weights, whatever had been changed in them for this group. Fitted on synthetic inputs to what
+    the whole model makes of these.
+    """
+    seen, wanted = scene.activations(number), whole.activations(number)
+    if seen is None or wanted is None or len(seen) != len(wanted):
         return []
-    roots, readers = scene.group(number).roots, scene.readers(number)
-    slots = [scene.slot(site) for site in readers]
-    units = scene.units(number)
-    prior = None
-    if units is not None and units.scales:
-        w = np.concatenate([units.incoming, units.bias[:, None]], axis=1).astype(np.float64)
-        n = np.linalg.norm(w, axis=1)
-        c = w @ w[leaves].T / np.maximum(np.outer(n, n[leaves]), 1e-30)
-        c[leaves] = -1
-        best = c.argmax(axis=0)
-        prior = np.zeros_like(c)
-        k = np.arange(len(leaves))
-        prior[best, k] = np.maximum(c[best, k], 0) ** PP * n[leaves] / n[best]
-    stays, shares, rest = Spread.of(values, centred=None not in slots).shares(leaves, prior)
-    heirs, givers = np.repeat(roots[stays], len(leaves)), np.tile(roots[leaves], len(stays))
-    edits = scene.handover.edits(number, givers, heirs, shares.ravel()) or []
+    every, roots = whole.group(number).roots, scene.group(number).roots
+    stays = np.flatnonzero(np.isin(every, roots))
+    readers = whole.readers(number)
+    slots = [whole.slot(site) for site in readers]
+    shares, rest = refit(seen, wanted, _guess(whole, number, stays), centred=None not in slots)
+    shares[np.arange(len(stays)), stays] -= 1
+    edits = whole.handover.edits(number, every, every[stays], shares) or []
     for place, (site, slot) in enumerate(zip(readers, slots, strict=True)):
-        add = None if slot is None or not edits else scene.made_of(number, site, leaves, rest)
+        add = None if slot is None or not edits else whole.made_of(number, site, rest)
         if slot is not None and add is not None:
             edits[place] = replace(edits[place], node=slot[0].outputs[0], input=slot[1], add=tuple((add / slot[2]).tolist()))
     return edits
+
+
+def _guess(whole: Scene, number: int, stays: IntArray) -> Array:
+    """What stands in for each unit by its weights alone: itself, or as much of the most similar one as is alike."""
+    size = whole.group(number).size
+    found = np.zeros((len(stays), size))
+    found[np.arange(len(stays)), stays] = 1
+    units = whole.units(number)
+    leaves = np.setdiff1d(np.arange(size), stays)
+    if units is not None and units.scales and len(leaves):
+        vectors = np.concatenate([units.incoming, units.bias[:, None]], axis=1)
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-30)
+        alike = vectors[stays] @ vectors[leaves].T / np.outer(lengths[stays], lengths[leaves])
+        best = alike.argmax(axis=0)
+        found[best, leaves] = np.maximum(alike[best, np.arange(len(leaves))], 0) * lengths[leaves] / lengths[stays[best]]
+    return found
 
 
 def stand_ins(units: Units, leaves: IntArray) -> IntArray:

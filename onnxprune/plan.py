@@ -60,11 +60,12 @@ class PlanCopy:
 class PlanEdit:
     """Weights that are changed before anything is cut, so that what leaves is not missed.
 
-    The ``channels`` of an axis of a stored tensor become zero. Where others can do their work, their weights, times
-    ``scales`` (empty where they are equals), are added to those of the channels ``into``, one by one; a channel that several
-    others stand in for is named once for each. Where they are constants, or differ from what stands in for them by one,
-    what they contributed is ``add``: a vector that is added to input ``input`` of the node that writes the tensor
-    ``node``; an input that it lacks is added to zero.
+    The ``channels`` of an axis of a stored tensor become zero, unless they are also among those ``into`` which others give
+    their work: the weights of the k-th of ``channels`` are added to those of the k-th of ``into``, times the k-th of
+    ``scales``, or unchanged where that is empty. Where there are more ``channels`` than ``into``, all give to all: ``scales``
+    has a row for each of ``into`` and a column for each of ``channels``, one row after the other; if both lists are longer
+    by a factor, that many indices in a row are one channel, and the n-th of them gives to the n-th. A constant that is left over is ``add``: a vector that is
+    added to input ``input`` of the node that writes the tensor ``node``; an input that it lacks is added to zero.
     """
 
     tensor: str
@@ -80,6 +81,23 @@ class PlanEdit:
     def approximate(self) -> bool:
         """Whether it makes up for what leaves, rather than changing nothing."""
         return bool(self.scales)
+
+    @property
+    def all_to_all(self) -> bool:
+        """Whether each of ``into`` takes from each of ``channels``."""
+        return bool(self.scales) and len(self.channels) > len(self.into)
+
+    @property
+    def places(self) -> int:
+        """How many indices in a row are one channel, where all give to all."""
+        return round((len(self.channels) * len(self.into) / len(self.scales)) ** 0.5)
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the lists' lengths fit each other."""
+        if self.all_to_all:
+            return len(self.into) > 0 and len(self.scales) * self.places**2 == len(self.channels) * len(self.into)
+        return len(self.into) in (0, len(self.channels)) and len(self.scales) in (0, len(self.into))
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class Run:
         """
         while True:
             standing, free = self._start()
-            first, standing = (0, standing) if done is None else (done[0], self._planned(done[1], standing.sizes))
+            first, standing = (0, standing) if done is None else (done[0], self._planned(done[1], standing))
             try:
                 for number, share in enumerate(wanted[first:], first + 1):
                     if self.plan is None:
@@ -102,7 +102,7 @@ class Run:
     def replayed(self, number: int, share: float, plan: Plan) -> Stage:
         """The model after a step that has been done before."""
         _, free = self._start()
-        standing = self._planned(plan, ())
+        standing = self._planned(plan)
         pruned = apply(standing.coupling, standing.removed)
         return Stage(number, share, standing, self._prove(standing, pruned, free), free)
 
@@ -114,18 +114,18 @@ class Run:
     def _start(self) -> tuple[Standing, lossless.Free | None]:
         """The model as it is before anything is chosen."""
         if self.plan is not None:
-            return self._planned(self.plan, ()), None
+            return self._planned(self.plan), None
         if not self.free:
             return self.sampler.start(self.graph, self.analyse), None
         with self.clock("free"):
             free = lossless.find(self.graph, self.analyse, self.sampler.limits.keeps)
-        sizes = tuple(int((~free.removed[g.roots]).sum()) for g in free.coupling.groups)
-        return Standing(free.coupling, free.removed, sizes, free.edits, analyse=self.analyse), free
+        return Standing.of(free.coupling, self.analyse, free.removed, free.edits), free
 
-    def _planned(self, plan: Plan, sizes: tuple[int, ...]) -> Standing:
-        """The model after all that a plan does."""
+    def _planned(self, plan: Plan, start: Standing | None = None) -> Standing:
+        """The model after all that a plan does, and before where ``start`` tells."""
         coupling = self.analyse(lossless.edited(self.graph, plan.edits))
-        return Standing(coupling, removed_by(coupling, plan), sizes, plan.edits, analyse=self.analyse)
+        planned = Standing.of(coupling, self.analyse, removed_by(coupling, plan), plan.edits)
+        return planned if start is None else replace(planned, base=start.base, gone=start.gone)
 
     def _prove(self, standing: Standing, pruned: LazyModel, free: lossless.Free | None) -> Proved:
         """The cut alone, and with what stays taking over from what leaves."""

@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune import lossless
 from onnxprune.allocation import Limits, Scores, counts, lowest
 from onnxprune.channels import Coupling, analyse
-from onnxprune.compensate import MODES, compensate
+from onnxprune.compensate import MODES, merged, refitted
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError
 from onnxprune.files import Source
@@ -29,15 +29,34 @@ Analyse = Callable[[Graph], Coupling]
 class Standing:
     """A model on its way to a smaller one.
 
-    ``coupling``: of the graph after ``edits`` of its weights; ``removed``: the components that have left; ``sizes``: of the
-    groups when shares are taken.
+    ``coupling``: of the graph after ``edits`` of its weights; ``removed``: the components that have left. ``base``: the coupling
+    before anything was chosen; ``gone``: what had left by then at no cost.
     """
 
     coupling: Coupling
     removed: BoolArray
-    sizes: tuple[int, ...]
+    base: Coupling
+    gone: BoolArray
     edits: tuple[PlanEdit, ...] = ()
     analyse: Analyse = analyse
+
+    @classmethod
+    def of(
+        cls, coupling: Coupling, analyse: Analyse, gone: BoolArray | None = None, edits: tuple[PlanEdit, ...] = ()
+    ) -> Standing:
+        """A model before any choice, of which ``gone`` has left at no cost after ``edits`` that change nothing."""
+        gone = np.zeros(len(coupling.components.root), np.bool_) if gone is None else gone
+        return cls(coupling, gone, coupling, gone, edits, analyse)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many channels each group had when shares were taken."""
+        return [int((~self.gone[group.roots]).sum()) for group in self.base.groups]
+
+    @property
+    def fixed(self) -> int:
+        """How many of the edits come before any that make up for what leaves."""
+        return sum(not edit.approximate for edit in self.edits)
 
     @property
     def plan(self) -> Plan:
@@ -47,7 +66,7 @@ class Standing:
     @property
     def merged(self) -> BoolArray:
         """The components whose work was given to others, for which these make up as well as they can."""
-        return self._edited("channels")
+        return self._edited("channels") & self.removed
 
     @property
     def heirs(self) -> BoolArray:
@@ -62,18 +81,29 @@ class Standing:
                 marks[self.coupling.components.root[labels[list(getattr(edit, which))]]] = True
         return marks
 
-    def after(self, leaving: IntArray, edits: tuple[PlanEdit, ...]) -> Standing:
-        """The same once more components have left, for which ``edits`` of the weights make up.
+    def without(self, leaving: IntArray) -> Standing:
+        """The same once more components have left."""
+        removed = self.removed.copy()
+        removed[leaving] = True
+        return replace(self, removed=removed)
+
+    def edited(self, edits: list[PlanEdit]) -> Standing:
+        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one.
 
         Components keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind them.
         """
-        coupling = self.coupling
-        if edits:
-            graph = lossless.edited(coupling.graph, edits)
-            coupling = replace(coupling, graph=graph) if graph.nodes == coupling.graph.nodes else self.analyse(graph)
+        if not edits:
+            return self
+        axes = {(e.tensor, e.axis) for e in edits if e.all_to_all}
+        kept = tuple(e for e in self.edits if not e.approximate or (e.tensor, e.axis) not in axes)
+        added = edits if len(kept) == len(self.edits) else [*kept[self.fixed :], *edits]
+        start = self.coupling if len(kept) == len(self.edits) else self.base
+        graph = lossless.edited(start.graph, added)
+        same = graph.nodes == self.coupling.graph.nodes
+        coupling = replace(self.coupling, graph=graph) if same else self.analyse(graph)
         removed = np.zeros(len(coupling.components.root), np.bool_)
-        removed[np.flatnonzero(self.removed)] = removed[leaving] = True
-        return replace(self, coupling=coupling, removed=removed, edits=(*self.edits, *edits))
+        removed[np.flatnonzero(self.removed)] = True
+        return replace(self, coupling=coupling, removed=removed, edits=(*kept, *edits))
 
 
 class Sampler:
@@ -141,9 +171,7 @@ class Sampler:
 
     def start(self, graph: Graph, analyse: Analyse) -> Standing:
         """A model of which nothing has left."""
-        coupling = analyse(graph)
-        nothing = np.zeros(len(coupling.components.root), np.bool_)
-        return Standing(coupling, nothing, tuple(g.size for g in coupling.groups), analyse=analyse)
+        return Standing.of(analyse(graph), analyse)
 
     def step(self, standing: Standing, ratio: float, data: Dataset | None = None) -> Standing:
         """Let more channels leave until a share of those that there were at the start is gone.
@@ -153,12 +181,16 @@ class Sampler:
         """
         limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
         scene = Scene(standing.coupling, standing.removed, self._options.interval, standing.heirs)
+        whole = Scene(standing.base, standing.gone, self._options.interval)
         scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
         for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits)):
             if count:
                 pairs = self._choose(scene, number, count, data)
-                edits = compensate(scene, number, pairs, self._mode)
-                standing = standing.after(scene.group(number).roots[pairs.leaves], tuple(edits))
+                edits = merged(scene, number, pairs) if self._mode == "merge" else []
+                standing = standing.without(scene.group(number).roots[pairs.leaves]).edited(edits)
+                scene = scene.after(standing.coupling, standing.removed, standing.heirs)
+            if self._mode == "least-squares" and scene.group(number).size < whole.group(number).size:
+                standing = standing.edited(refitted(scene, whole, number))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
         return standing
 
@@ -171,7 +203,9 @@ class Sampler:
 
     @property
     def _mode(self) -> str:
-        return "none" if self.compensate == "auto" and not isinstance(self._criterion, Nominator) else self.compensate
+        """How what leaves is made up for."""
+        own = self._criterion.compensation if isinstance(self._criterion, Nominator) else "none"
+        return own if self.compensate == "auto" else self.compensate
 
     def _set(self, given: str | Criterion) -> None:
         self._given = given

@@ -39,6 +39,8 @@ def evenness(change: Interval) -> Array:
 class Impact(Saliency):
     """Stub."""
 
+    compensation = "least-squares"
+
     def choose(self, scene: Scene, number: int, units: Units, free: BoolArray, count: int) -> Pairs:
         """Stub."""
         values = scene.activations(number)

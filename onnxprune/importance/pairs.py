@@ -35,7 +35,12 @@ class Pairs:
 
 @runtime_checkable
 class Nominator(Protocol):
-    """A criterion that chooses the channels of a group in view of the whole model."""
+    """A criterion that chooses the channels of a group in view of the whole model.
+
+    ``compensation``: how what leaves is best made up for.
+    """
+
+    compensation: str
 
     def nominate(self, scene: Scene, number: int, count: int) -> Pairs | None:
         """At most ``count`` channels of group ``number`` that leave; None where this is left to the criterion's scores."""

@@ -44,6 +44,8 @@ def saliency(units: Units) -> Cost:
 class Saliency:
     """Pairs by saliency alone, cheapest first. Channels that are no units of a dense layer: the L1 norm of their filters."""
 
+    compensation = "merge"
+
     def __init__(self, options: Options | None = None) -> None:
         self.options = Options() if options is None else options
 

@@ -21,7 +21,7 @@ from onnxprune.runtime import Kernels, Session, tapped
 from onnxprune.surgery import mask
 from onnxprune.weights import Array
 
-SAMPLES, PLACES = 512, 4096
+SAMPLES, PLACES = 2048, 4096
 """Synthetic inputs that a model is run on at most, and places that are looked at in what comes of them."""
 
 WORK = 20_000_000_000
@@ -183,16 +183,13 @@ class Scene:
         sum_ = self.handover.readers[site]
         return bias_slot(self.graph, sum_) if sum_.rule.steady(sum_.call) else None
 
-    def made_of(self, number: int, site: Site, channels: IntArray, constants: Array) -> Array | None:
-        """What a weight makes of constants in some of the channels that it reads, float64 (its channels,)."""
+    def made_of(self, number: int, site: Site, constants: Array) -> Array | None:
+        """What a weight makes of constants (channels,) in the channels of a group that it reads, float64 (its channels,)."""
         sum_ = self.handover.readers[site]
-        roots = self.group(number).roots[channels]
-        owners = self._root[self.coupling.labels(site)]
-        given = np.zeros(len(owners))
-        for root, constant in zip(roots, constants, strict=True):
-            given[owners == root] = constant
-        total = np.tensordot(given, np.moveaxis(self.weights.read(site.tensor), site.axis, 0).astype(np.float64), 1)
+        rows = self.rows(number, site).astype(np.float64)
+        shape = [n for a, n in enumerate(self.weights.shape(site.tensor)) if a != site.axis]
         tokens = [t for a, t in enumerate(sum_.tokens[1]) if a != site.axis]
+        total = (constants @ rows).reshape(-1, *shape).sum(axis=0)
         kept = [a for a, t in enumerate(tokens) if set(letters(t)) - sum_.lost]
         return total.sum(axis=tuple(a for a in range(total.ndim) if a not in kept)) if len(kept) == 1 else None
 
@@ -229,7 +226,8 @@ class Scene:
                 first, last = (np.searchsorted(owners[order], roots, side) for side in ("left", "right"))
                 count = int(last[0] - first[0])
                 if count and (last - first == count).all():
-                    return order[first[:, None] + np.arange(count)]
+                    found: IntArray = order[first[:, None] + np.arange(count)]
+                    return found
         return None
 
     def rows(self, number: int, site: Site) -> Array:

@@ -15,8 +15,11 @@ import numpy as np
 from onnxprune.labels import IntArray
 from onnxprune.weights import Array
 
-RIDGE = 0.5
+RIDGE = 0.01
 """What is added to each unit's variance, as a share of the mean variance: synthetic inputs are not to be believed too far."""
+
+REFIT = 0.01
+"""The same where units take over from others."""
 
 POOL = 256
 """Units at least that are looked at together; of wider layers those that would be missed least alone."""
@@ -63,25 +66,6 @@ class Spread:
             return np.asarray(self._ridge / np.maximum(1 - np.einsum("ij,ij->j", self.values, solved), 1e-6))
         return np.asarray(1 / np.diag(self._whole))
 
-    def shares(self, leaves: IntArray, prior: Array | None = None) -> tuple[IntArray, Array, Array]:
-        """How the units that stay make up for those that leave.
-
-        Returns:
-            stays: int (stays,). shares: (stays, leaves), how often each stands in. rest: (leaves,), the constant beside it.
-        """
-        size = self.values.shape[1]
-        stays = np.setdiff1d(np.arange(size), leaves)
-        kept, gone = self.values[:, stays].astype(np.float64), self.values[:, leaves].astype(np.float64)
-        ridge = self._ridge
-        guess = np.zeros((len(stays), len(leaves))) if prior is None else prior[stays]
-        gone = gone - kept @ guess
-        if len(kept) < len(stays):
-            found = kept.T @ np.linalg.solve(kept @ kept.T + ridge * np.eye(len(kept)), gone)
-        else:
-            found = np.linalg.solve(kept.T @ kept + ridge * np.eye(len(stays)), kept.T @ gone)
-        found = found + guess
-        return stays, found, self.mean[leaves] - self.mean[stays] @ found
-
     @property
     def _ridge(self) -> float:
         return RIDGE * max(float(np.square(self.values).sum() / self.values.shape[1]), 1e-12)
@@ -104,3 +88,25 @@ class Spread:
             return np.array(self._whole[np.ix_(pool, pool)])
         chosen = self.values[:, pool].astype(np.float64)
         return np.asarray((np.eye(len(pool)) - chosen.T @ np.linalg.solve(self._inner, chosen)) / self._ridge)
+
+
+def refit(seen: Array, wanted: Array, guess: Array, *, centred: bool = True) -> tuple[Array, Array]:
+    """How units that are there make up for all that there were: ridge regression that shrinks towards a guess.
+
+    Args:
+        seen: (places, stays), the values of those that are there, now. wanted: (places, all), those of all, originally.
+        guess: (stays, all). centred: whether a constant may be added.
+
+    Returns:
+        shares: (stays, all), how often each stands in for each. rest: (all,), the constants beside it.
+    """
+    x, y = seen.astype(np.float64), wanted.astype(np.float64)
+    from_x, from_y = (v.mean(axis=0) if centred else np.zeros(v.shape[1]) for v in (x, y))
+    x, y = x - from_x, y - from_y
+    ridge = REFIT * max(float(np.square(x).sum() / x.shape[1]), 1e-12)
+    missing = y - x @ guess
+    if len(x) < x.shape[1]:
+        found = x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), missing)
+    else:
+        found = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ missing)
+    return guess + found, from_y - from_x @ (guess + found)

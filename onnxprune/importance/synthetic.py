@@ -20,7 +20,7 @@ from onnxprune.shapes import Executor
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-POWER, SPREAD, MEAN = 1.0, 0.2, 0.04
+POWER, SPREAD, MEAN = 0.5, 0.1, 0.03
 """The power of the singular values; the standard deviation and the mean, as shares of the width of the inputs' interval."""
 
 Feeds = dict[str, Array]

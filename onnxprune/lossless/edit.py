@@ -16,9 +16,6 @@ from onnxprune.plan import PlanEdit
 from onnxprune.structure import Node, open_nodes
 from onnxprune.weights import FLOATS, Array
 
-DENSE = 4
-"""How many times more pairs there may be than are given for a matrix of all of them."""
-
 
 def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
     """The graph after some edits, in their order.
@@ -37,16 +34,17 @@ def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
 def handed_over(values: Array, edit: PlanEdit) -> tuple[IntArray, Array]:
     """What channels become that others give their weights to: their indices, and their slices, the axis first."""
     rows = np.moveaxis(values, edit.axis, 0)
-    scales = np.asarray(edit.scales or [1.0] * len(edit.into))
-    targets, place = np.unique(np.asarray(edit.into, np.int64), return_inverse=True)
-    givers, giver = np.unique(np.asarray(edit.channels, np.int64)[: len(edit.into)], return_inverse=True)
-    sums = rows[targets].astype(np.float64)
-    if len(targets) * len(givers) <= DENSE * len(scales):  # all to all
-        share = np.zeros((len(targets), len(givers)))
-        np.add.at(share, (place, giver), scales)
-        sums += np.tensordot(share, rows[givers].astype(np.float64), 1)
+    givers = np.asarray(edit.channels, np.int64)
+    if edit.all_to_all:
+        targets, runs = np.asarray(edit.into, np.int64), edit.places
+        share = np.asarray(edit.scales).reshape(len(targets) // runs, len(givers) // runs)
+        given = rows[givers].astype(np.float64).reshape(share.shape[1], runs, *rows.shape[1:])
+        sums = rows[targets] + np.tensordot(share, given, 1).reshape(len(targets), *rows.shape[1:])
     else:
-        for target, source, scale in zip(place.tolist(), givers[giver].tolist(), scales.tolist(), strict=True):
+        targets, place = np.unique(np.asarray(edit.into, np.int64), return_inverse=True)
+        sums = rows[targets].astype(np.float64)
+        pairs = zip(place.tolist(), givers.tolist(), edit.scales or [1.0] * len(place), strict=False)
+        for target, source, scale in pairs:
             sums[target] += scale * rows[source].astype(np.float64)
     with np.errstate(over="ignore"):
         return targets, sums.astype(values.dtype)
@@ -74,8 +72,7 @@ class _Editing:
             raise PlanError(f"{where}: there is no such weight in this model; the plan was made for another one")
         shape = self.weights.shape(edit.tensor)
         size = shape[edit.axis] if 0 <= edit.axis < len(shape) else 0
-        paired = len(edit.into) in (0, len(edit.channels)) and len(edit.scales) in (0, len(edit.into))
-        if not paired or not all(0 <= c < size for c in (*edit.channels, *edit.into)):
+        if not edit.is_consistent or not all(0 <= c < size for c in (*edit.channels, *edit.into)):
             raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
         values = self.weights.read(edit.tensor).copy()
         targets, sums = handed_over(values, edit)

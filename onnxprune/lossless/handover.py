@@ -57,7 +57,10 @@ class Handover:
         return floats and any(site in self.readers for site in sites)
 
     def edits(self, number: int, leaving: IntArray, heirs: IntArray, scales: Array | None = None) -> list[PlanEdit] | None:
-        """What gives the weights that read components of a group to others, times ``scales``.
+        """What gives the weights that read components of a group to others, times ``scales``: one to one, or all to all.
+
+        Args:
+            scales: (leaving,), or (heirs, leaving).
 
         Returns:
             None where that is not possible: a sum would be too large for its type.
@@ -158,8 +161,10 @@ class Handover:
             return None
         members, at = places
         channels, into = (at[np.searchsorted(members, part)] for part in (leaving, heirs))
-        factors = () if scales is None else tuple(np.repeat(scales, at.shape[1]).tolist())
-        edit = PlanEdit(site.tensor, site.axis, tuple(channels.ravel().tolist()), tuple(into.ravel().tolist()), scales=factors)
+        factors = () if scales is None else (np.repeat(scales, at.shape[1]) if scales.ndim == 1 else scales.ravel()).tolist()
+        edit = PlanEdit(
+            site.tensor, site.axis, tuple(channels.ravel().tolist()), tuple(into.ravel().tolist()), scales=tuple(factors)
+        )
         values = self.graph.weights.read(site.tensor)
         if np.abs(values).max(initial=0) < np.sqrt(np.finfo(values.dtype).max):
             return edit  # no sum of these can be too large
