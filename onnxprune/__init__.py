@@ -21,6 +21,7 @@ from onnxprune.errors import (
 )
 from onnxprune.plan import Plan
 from onnxprune.pruner import Result, inspect, prune
+from onnxprune.quantize import Quantized, quantize
 from onnxprune.report import Report
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "compare",
     "inspect",
     "prune",
+    "quantize",
     # nouns
     "Comparison",
     "Plan",
+    "Quantized",
     "Report",
     "Result",
     # errors
