@@ -14,7 +14,7 @@ from onnxprune.cost import Cost, cost
 from onnxprune.errors import DataError
 from onnxprune.evaluate import Latency, interleaved, measure
 from onnxprune.files import Source, write_json
-from onnxprune.graph import load
+from onnxprune.graph import Graph, load
 from onnxprune.report import columns, megabytes
 from onnxprune.runtime import random_feeds
 from onnxprune.shapes import infer
@@ -86,10 +86,16 @@ def compare(
     if dataset is None:
         feeds = random_feeds(graphs[0].inputs, shapes[0].inputs, np.random.default_rng(seed))
     else:
-        feeds = dataset.single(graphs[0].inputs)
+        feeds = (
+            {n: v[:1] for n, v in dataset.inputs.items()} if _takes_one(graphs[0]) else next(dataset.batches(graphs[0].inputs))[0]
+        )
     latencies = interleaved(models, feeds, runs=runs)
     metrics = {} if dataset is None else measure(models, dataset, graphs[0].inputs)
     return Comparison((cost(graphs[0], shapes[0]), cost(graphs[1], shapes[1])), latencies, metrics)
+
+
+def _takes_one(graph: Graph) -> bool:
+    return all(not p.shape or not isinstance(p.shape[0], int) or p.shape[0] == 1 for p in graph.inputs)
 
 
 def _ratio(part: float, whole: float) -> str:

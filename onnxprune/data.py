@@ -41,12 +41,6 @@ class Dataset:
             rows = np.minimum(np.arange(start, start + size), self.samples - 1) if fixed else np.arange(start, start + real)
             yield {name: values[rows] for name, values in self.inputs.items()}, real
 
-    def single(self, ports: Sequence[Port]) -> dict[str, Array]:
-        """Feeds of the first sample alone, or of the first ones where the model takes no fewer."""
-        if all(not p.shape or not isinstance(p.shape[0], int) or p.shape[0] == 1 for p in ports):
-            return {name: values[:1] for name, values in self.inputs.items()}
-        return next(self.batches(ports))[0]
-
     def part(self, rows: npt.NDArray[np.int64]) -> Dataset:
         """Some of the samples."""
         labels = None if self.labels is None else self.labels[rows]

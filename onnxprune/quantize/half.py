@@ -41,12 +41,18 @@ PRECISION = 2.0**-10
 """A tensor stays float32 if rounding changes a value by more than this share of the largest one (one that is too large does)."""
 
 
-def to_half(model: ModelProto, elem_types: Mapping[str, int]) -> tuple[ModelProto, int]:
+def candidates(model: ModelProto) -> list[str]:
+    """The tensors, outside of subgraphs, that may be computed in half precision."""
+    return [node.output[0] for node in model.graph.node if _floats(node)]
+
+
+def to_half(model: ModelProto, elem_types: Mapping[str, int], large: frozenset[str] = frozenset()) -> tuple[ModelProto, int]:
     """The model with weights and products in half precision, and how many nodes compute so.
 
     Args:
         model: with all data inside; names in subgraphs are distinct. It is not changed.
         elem_types: types of the tensors by name. What is not known to be float32 is left alone.
+        large: tensors with values beyond ``LARGEST``; nodes that read or write them stay float32.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -54,9 +60,14 @@ def to_half(model: ModelProto, elem_types: Mapping[str, int]) -> tuple[ModelProt
     parts = list(open_graphs(copy.graph))
     tensors = {name: tensor for part in parts for name, tensor in _tensors(part)}
     types = {**elem_types, **{name: tensor.data_type for name, tensor in tensors.items()}}
+    types.update(dict.fromkeys(large, 0))
     state = _State(types, all_names(copy.graph) | {node.name for part in parts for node in part.node})
     state.convert(copy.graph, {})
     return copy, state.nodes
+
+
+LARGEST = 2.0**14
+"""Activations up to here fit into float16, which ends at 65504, with some room for inputs that were not tried."""
 
 
 def round_half(values: Array) -> Array | None:
@@ -71,7 +82,7 @@ def round_half(values: Array) -> Array | None:
 class _State:
     """What is known while a model is rewritten: element types, all names, constants that float16 can hold."""
 
-    elem_types: Mapping[str, int]
+    elem_types: dict[str, int]
     names: set[str]
     constants: set[str] = field(default_factory=set)
     nodes: int = 0
@@ -110,6 +121,7 @@ class _State:
         for name, tensor in _tensors(graph):
             values = round_half(numpy_helper.to_array(tensor)) if tensor.data_type == FLOAT else None
             if values is None:
+                self.elem_types[name] = 0  # so that no cast makes it infinite
                 continue
             self.constants.add(name)
             only = readers.get(name) and all(node.op_type in PRODUCTS and name in _floats(node) for node in readers[name])
@@ -127,7 +139,7 @@ class _State:
     def _rewritten(self, node: NodeProto, halves: dict[str, str]) -> list[NodeProto]:
         """A node as it is, or in half precision, with casts in front and behind."""
         inputs = [name for name in _floats(node) if name]
-        if not inputs or any(self.elem_types.get(name) != FLOAT for name in inputs):
+        if not inputs or any(self.elem_types.get(name) != FLOAT for name in (*inputs, node.output[0])):
             return [node]
         loose = [name for name in dict.fromkeys(inputs) if name not in halves]
         if node.op_type not in PRODUCTS and (len(loose) == len(set(inputs)) or not self.constants.issuperset(loose)):
