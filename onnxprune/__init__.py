@@ -19,10 +19,12 @@ from onnxprune.errors import (
     UsageError,
     VerificationError,
 )
+from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.plan import Plan
-from onnxprune.pruner import Result, inspect, prune
+from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
 from onnxprune.report import Report
+from onnxprune.sampler import Sampler
 
 __all__ = [
     # verbs
@@ -32,10 +34,14 @@ __all__ = [
     "quantize",
     # nouns
     "Comparison",
+    "Evaluation",
+    "Evaluator",
     "Plan",
+    "Pruner",
     "Quantized",
     "Report",
     "Result",
+    "Sampler",
     # errors
     "DataError",
     "ModelError",

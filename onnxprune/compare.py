@@ -60,6 +60,9 @@ class Comparison:
         if "accuracy" in self.metrics:
             old, new = self.metrics["accuracy"]
             rows.append(("accuracy", f"{100 * old:.1f} %", f"{100 * new:.1f} %", f"{100 * (new - old):+.1f} pp"))
+        if "loss" in self.metrics:
+            old, new = self.metrics["loss"]
+            rows.append(("loss", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"))
         if "agreement" in self.metrics:
             rows.append(("agreement", "", f"{100 * self.metrics['agreement']:.1f} %", ""))
         if "relative_error" in self.metrics:
@@ -90,7 +93,7 @@ def compare(
             {n: v[:1] for n, v in dataset.inputs.items()} if _takes_one(graphs[0]) else next(dataset.batches(graphs[0].inputs))[0]
         )
     latencies = interleaved(models, feeds, runs=runs)
-    metrics = {} if dataset is None else measure(models, dataset, graphs[0].inputs)
+    metrics = {} if dataset is None else measure(models, dataset, graphs[0].inputs, loss=True)
     return Comparison((cost(graphs[0], shapes[0]), cost(graphs[1], shapes[1])), latencies, metrics)
 
 

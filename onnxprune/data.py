@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,9 @@ from onnxprune.weights import Array
 BATCH = 64
 """Samples per run where the model takes any number."""
 
+Data = str | Path | Mapping[str, Array] | tuple[Array, Array | None]
+"""An ``.npz`` file, arrays by name, or the arrays ``(X, y)`` of a model with one input."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -28,14 +31,24 @@ class Dataset:
     labels: npt.NDArray[np.int64] | None
 
     @property
+    def arrays(self) -> dict[str, Array]:
+        """Inputs and labels by name, as :func:`read` takes them."""
+        return {**self.inputs, **({} if self.labels is None else {"labels": self.labels})}
+
+    @property
     def samples(self) -> int:
         """Number of samples."""
         return len(next(iter(self.inputs.values())))
 
+    def take(self, rows: slice | npt.NDArray[np.int64]) -> Dataset:
+        """Some of the samples."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, inputs={name: values[rows] for name, values in self.inputs.items()}, labels=labels)
+
     def batches(self, ports: Sequence[Port]) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of as many samples as the model takes at once, and how many of them are real (the rest is padding)."""
-        fixed = [p.shape[0] for p in ports if p.shape and isinstance(p.shape[0], int)]
-        size = fixed[0] if fixed else min(BATCH, self.samples)
+        fixed = fixed_batch(ports)
+        size = fixed or min(BATCH, self.samples)
         for start in range(0, self.samples, size):
             real = min(size, self.samples - start)
             rows = np.minimum(np.arange(start, start + size), self.samples - 1) if fixed else np.arange(start, start + real)
@@ -47,15 +60,23 @@ class Dataset:
         return Dataset({name: values[rows] for name, values in self.inputs.items()}, labels)
 
 
-def read(source: str | Path | Mapping[str, Array], ports: Sequence[Port]) -> Dataset:
+def fixed_batch(ports: Sequence[Port]) -> int | None:
+    """The number of samples that a model's inputs are declared to take, or None where that is any."""
+    return next((p.shape[0] for p in ports if p.shape and isinstance(p.shape[0], int)), None)
+
+
+def read(source: Data, ports: Sequence[Port]) -> Dataset:
     """Read an ``.npz`` file, or take arrays by name, and check that they fit a model's inputs.
 
-    A model with one input also accepts the name ``x``.
+    A model with one input also accepts the name ``x``, and a pair ``(X, y)`` of samples and labels (or None).
 
     Raises:
         DataError: unreadable, or names, shapes, types, numbers of samples or values that do not fit.
     """
-    arrays, where = (_arrays(source), "data") if isinstance(source, Mapping) else (_load(Path(source)), f"data {str(source)!r}")
+    if isinstance(source, str | Path):
+        arrays, where = _load(Path(source)), f"data {str(source)!r}"
+    else:
+        arrays, where = _arrays(source if isinstance(source, Mapping) else _named(source)), "data"
     labels = arrays.pop("labels", None)
     if len(ports) == 1 and "x" in arrays and ports[0].name not in arrays:
         arrays[ports[0].name] = arrays.pop("x")
@@ -65,8 +86,18 @@ def read(source: str | Path | Mapping[str, Array], ports: Sequence[Port]) -> Dat
     samples = {len(a) if a.ndim else 0 for a in arrays.values()}
     if len(samples) != 1 or 0 in samples:
         raise DataError(f"{where}: every array needs the same number of samples on its first axis, at least one; found {samples}")
+    taken = {p.name: p.shape[0] for p in ports if p.shape and isinstance(p.shape[0], int)}
+    if len(set(taken.values())) > 1:
+        raise DataError(f"{where}: the model's inputs have different fixed first axes, {taken}; such models take no data here")
     checked = {p.name: _fit(arrays[p.name], p, where) for p in ports}
     return Dataset(checked, _check_labels(labels, samples.pop(), where))
+
+
+def _named(pair: tuple[Array, Array | None]) -> dict[str, Array]:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise DataError("data are neither a path, nor arrays by name, nor a pair (X, y) of samples and labels; give one of these")
+    samples, labels = pair
+    return {"x": samples} if labels is None else {"x": samples, "labels": labels}
 
 
 def _arrays(source: Mapping[str, Array]) -> dict[str, Array]:

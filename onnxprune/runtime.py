@@ -14,12 +14,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, ValueInfoProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from onnxprune.assembly import alone
 from onnxprune.errors import ModelError
+from onnxprune.graph import Graph
 from onnxprune.lazy import AnyModel, LazyModel
-from onnxprune.structure import Port
+from onnxprune.structure import Node, Port
 from onnxprune.weights import Array
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -78,6 +80,8 @@ class Session:
         lazy = isinstance(model, LazyModel)
         full = not lazy if optimise is None else optimise
         options.graph_optimization_level = level.ORT_ENABLE_ALL if full else level.ORT_DISABLE_ALL
+        if not optimise:  # unless speed is the matter: no rounding of activations to 8 bits, which a model does not ask for
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         options.add_session_config_entry("session.use_env_allocators", "1" if _LIMITED else "0")
         if isinstance(model, LazyModel):
             model, folder = model.referring()
@@ -114,6 +118,31 @@ class Session:
             raise ModelError(
                 f"onnxruntime {ort.__version__} can't run the model: {_reason(error)}; correct it, or export it again"
             ) from error
+
+
+class Kernels:
+    """Runs single nodes of a graph in onnxruntime, which is much faster on large arrays than the reference evaluator."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
+        self._sessions: dict[tuple[object, ...], Session] = {}
+
+    def __call__(self, node: Node, operands: Sequence[Array | None]) -> list[Any]:
+        """Results in the order of the node's (named) outputs, for arrays in the order of its inputs.
+
+        Raises:
+            ModelError: onnxruntime can't run the node on these arrays.
+        """
+        key = (node.index, *(None if array is None else array.dtype for array in operands))
+        if key not in self._sessions:
+            model = alone(self._graph.protos[node.index], [array is not None for array in operands], self._opset, {})
+            types = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in operands if array is not None]
+            for port, elem_type in zip(model.graph.input, types, strict=True):
+                port.type.tensor_type.elem_type = elem_type
+            model.ir_version = min(model.ir_version, 10)
+            self._sessions[key] = Session(model)
+        return self._sessions[key].run({f"in{k}": array for k, array in enumerate(operands) if array is not None})
 
 
 def _reason(error: Exception) -> str:
@@ -199,10 +228,12 @@ def random_feeds(inputs: Iterable[Port], shapes: Mapping[str, tuple[int, ...]], 
     return feeds
 
 
-def tapped(model: LazyModel, names: Iterable[str]) -> LazyModel:
-    """The same model with the tensors called ``names``, intermediate ones included, as further outputs."""
+def tapped(model: LazyModel, names: Iterable[str], *, only: bool = False) -> LazyModel:
+    """The same model with the tensors called ``names``, intermediate ones included, as further (or the ``only``) outputs."""
     copy = ModelProto()
     copy.CopyFrom(model.proto)
+    if only:
+        del copy.graph.output[:]
     known = {o.name for o in copy.graph.output}
     copy.graph.output.extend(ValueInfoProto(name=n) for n in dict.fromkeys(names) if n and n not in known)
     return replace(model, proto=copy)

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
     "errors", "weights", "lazy", "structure", "files", "intake", "assembly", "graph",
-    "runtime", "shapes", "rules", "labels", "flow", "channels",
-    "cost", "data", "plan", "lossless", "importance", "surgery", "evaluate", "report", "proof", "pruner", "compare", "quantize",
-    "demo",
-    "operators",
+    "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
+    "cost", "data", "allocation", "plan", "surgery", "lossless", "importance", "compensate", "sampler",
+    "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner",
+    "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
 # fmt: on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -31,12 +31,15 @@ def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
     return editing.result()
 
 
-def handed_over(values: Array, axis: int, channels: Sequence[int], into: Sequence[int]) -> tuple[IntArray, Array]:
+def handed_over(values: Array, edit: PlanEdit) -> tuple[IntArray, Array]:
     """What channels become that others give their weights to: their indices, and their slices, the axis first."""
-    rows = np.moveaxis(values, axis, 0)
-    targets, place = np.unique(np.asarray(into, np.int64), return_inverse=True)
+    rows = np.moveaxis(values, edit.axis, 0)
+    givers, scales = np.asarray(edit.channels, np.int64)[: len(edit.into)], np.asarray(edit.scales or [1.0] * len(edit.into))
+    order = np.argsort(edit.into, kind="stable")
+    targets, starts = np.unique(np.asarray(edit.into, np.int64)[order], return_index=True)
     sums = rows[targets].astype(np.float64)
-    np.add.at(sums, place, rows[np.asarray(channels, np.int64)[: len(into)]].astype(np.float64))
+    for place, part in enumerate(np.split(order, starts[1:]) if len(order) else ()):
+        sums[place] += np.tensordot(scales[part], rows[givers[part]].astype(np.float64), 1)
     with np.errstate(over="ignore"):
         return targets, sums.astype(values.dtype)
 
@@ -63,10 +66,11 @@ class _Editing:
             raise PlanError(f"{where}: there is no such weight in this model; the plan was made for another one")
         shape = self.weights.shape(edit.tensor)
         size = shape[edit.axis] if 0 <= edit.axis < len(shape) else 0
-        if not all(0 <= c < size for c in (*edit.channels, *edit.into)) or len(edit.into) not in (0, len(edit.channels)):
+        paired = len(edit.into) in (0, len(edit.channels)) and len(edit.scales) in (0, len(edit.into))
+        if not paired or not all(0 <= c < size for c in (*edit.channels, *edit.into)):
             raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
         values = self.weights.read(edit.tensor).copy()
-        targets, sums = handed_over(values, edit.axis, edit.channels, edit.into)
+        targets, sums = handed_over(values, edit)
         rows = np.moveaxis(values, edit.axis, 0)
         rows[list(edit.channels)] = 0
         rows[targets] = sums

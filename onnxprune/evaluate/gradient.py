@@ -1,0 +1,274 @@
+"""Input gradients of any model by finite differences, with a budget of forward passes that is known beforehand.
+
+Central differences of the label's log-odds, ``(m(x + h u) - m(x - h u)) / 2h``. The directions u are the input's coordinates;
+where these are too many for the budget, blocks of neighbouring coordinates, each moved as one. (Antithetic random directions
+need as many passes. With a quarter to 1/64 of them, attacks were much weaker than with blocks on MNIST and on a robustly
+trained CIFAR-10 network, and as strong, or a little stronger, on two ordinary CIFAR-10 networks.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.errors import ModelError, OptionError
+from onnxprune.evaluate.accuracy import Labels
+from onnxprune.evaluate.classifier import Classifier
+from onnxprune.weights import Array
+
+WORK = 10**13
+"""Multiply-accumulates that gradients may take by default: some minutes on two cores."""
+
+_PASS = 100_000
+"""What a forward pass costs beside its multiply-accumulates, in the same unit."""
+
+_TRIED = (8, 32)
+"""Samples and directions on which the step is chosen."""
+
+_STEPS = 1e-4, 1e-3, 3e-2
+"""The smallest step, the one that is tried, and the largest, as shares of the input's range."""
+
+_DIGITS = 256
+"""Roundings of the scores that a large difference should amount to: a step beyond that only meets more kinks."""
+
+_THREADS = min(8, os.cpu_count() or 1)
+"""Stacks of samples that go through the model at the same time."""
+
+Progress = Callable[[str], None]
+Derivatives = npt.NDArray[np.float32]
+_Members = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """An input's coordinates in blocks of neighbours; ``grid`` says into how many parts each axis of ``shape`` is cut.
+
+    ``members``: flat coordinates ``(blocks, largest block)``, where a smaller block repeats its last one. ``of``: the block
+    of each coordinate.
+    """
+
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    members: npt.NDArray[np.intp]
+    of: npt.NDArray[np.intp]
+
+    @property
+    def whole(self) -> bool:
+        """Whether each coordinate is a block of its own."""
+        return self.grid == self.shape
+
+
+def partition(shape: Sequence[int], count: int) -> Blocks:
+    """Cut an input into at most ``count`` blocks (but one): always along the axis that is cut into the most parts."""
+    grid = list(shape)
+    while math.prod(grid) > max(count, 1):
+        grid[int(np.argmax(grid))] -= 1
+    of = np.zeros(tuple(shape), np.intp)
+    for axis, (size, parts) in enumerate(zip(shape, grid, strict=True)):
+        place = np.arange(size) * parts // size
+        of = of * parts + place.reshape(-1, *(1,) * (len(shape) - axis - 1))
+    of = of.ravel()
+    sizes = np.bincount(of)
+    order, starts = np.argsort(of, kind="stable"), np.cumsum(sizes) - sizes
+    members = order[starts[:, None] + np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)]
+    return Blocks(tuple(shape), tuple(grid), members, of)
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The directions along which each sample is differentiated, and how many forward passes (samples) that takes at most.
+
+    ``blocks``: by input that is attacked, none without an attack. ``epsilons``: how many are tried, each by an attack and by
+    noise. ``others``: passes for predictions without either.
+    """
+
+    samples: int
+    blocks: Mapping[str, Blocks]
+    epsilons: int
+    others: int
+
+    @property
+    def coordinates(self) -> int:
+        """Values of one sample that can be moved."""
+        return sum(len(b.of) for b in self.blocks.values())
+
+    @property
+    def directions(self) -> int:
+        """Directions per sample."""
+        return sum(len(b.members) for b in self.blocks.values())
+
+    @property
+    def gradient(self) -> int:
+        """Passes for gradients: two along each direction of each sample, and those with which the step is chosen."""
+        trial = min(_TRIED[0], self.samples)
+        return 2 * self.samples * self.directions + trial * (1 + 2 * (_TRIED[1] + len(self.blocks))) if self.blocks else 0
+
+    @property
+    def passes(self) -> int:
+        """All passes."""
+        return self.gradient + 2 * self.epsilons * self.samples + self.others
+
+    @property
+    def along(self) -> str:
+        """Along what is differentiated."""
+        if all(b.whole for b in self.blocks.values()):
+            return f"each of {self.coordinates:,} coordinates"
+        grids = ", ".join(f"{'x'.join(map(str, b.grid))} of {'x'.join(map(str, b.shape))}" for b in self.blocks.values())
+        return f"{self.directions:,} blocks of neighbours ({grids}) instead of {self.coordinates:,} coordinates"
+
+    @property
+    def warning(self) -> str:
+        """What the estimate means; empty without an attack."""
+        if not self.blocks:
+            return ""
+        complete = 2 * self.samples * self.coordinates
+        more = (
+            "" if self.directions == self.coordinates else f"; all coordinates need --budget {complete}, or take fewer --samples"
+        )
+        return (
+            f"gradients are estimated by finite differences along {self.along}: "
+            f"estimates understate how vulnerable the model is{more}"
+        )
+
+    def __str__(self) -> str:
+        parts = [f"at most {self.passes:,} forward passes for {self.samples:,} samples"]
+        if self.blocks:
+            parts.append(f"{self.gradient:,} of them for gradients by central differences along {self.along}")
+        return ", ".join(parts)
+
+
+def plan(inputs: Mapping[str, Array], *, passes: int | None, macs: int, epsilons: int, others: int) -> Budget:
+    """Choose the directions.
+
+    Args:
+        inputs: the arrays to be attacked ``(samples, ...)`` by name.
+        passes: forward passes that the gradients of all samples may take; by default what some minutes are enough for.
+        macs: multiply-accumulates of one pass.
+
+    Raises:
+        OptionError: the budget is too small for one direction per sample and input.
+    """
+    samples = len(next(iter(inputs.values())))
+    wanted = WORK // (macs + _PASS) if passes is None else passes
+    directions = max(wanted // (2 * samples), 0 if passes is not None else len(inputs))
+    if directions < len(inputs):
+        raise OptionError(
+            f"budget is {passes}; {samples} samples need at least {2 * samples * len(inputs)} forward passes for gradients, "
+            "two along each direction; raise it, or take fewer samples"
+        )
+    sizes = {name: values[0].size for name, values in inputs.items()}
+    total = sum(sizes.values())
+    counts = {name: max(1, size if total <= directions else size * directions // total) for name, size in sizes.items()}
+    while sum(counts.values()) > max(directions, len(counts)):
+        counts[max(counts, key=counts.__getitem__)] -= 1
+    return Budget(samples, {n: partition(inputs[n].shape[1:], count) for n, count in counts.items()}, epsilons, others)
+
+
+def differences(
+    model: Classifier,
+    inputs: Mapping[str, Array],
+    labels: Labels,
+    blocks: Mapping[str, Blocks],
+    ranges: Mapping[str, float],
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Derivatives]:
+    """Derivatives of the label's log-odds along each block of the attacked inputs.
+
+    Args:
+        inputs: all inputs of the model, ``(samples, ...)`` by name.
+        ranges: how far the values of each attacked input spread; steps are shares of it.
+        progress: called with a few words after each stack of passes.
+
+    Returns:
+        By input, ``(samples, blocks)``: the sum of the partial derivatives in the block.
+
+    Raises:
+        ModelError: the model does not run, or gives NaN.
+    """
+    members = {name: b.members for name, b in blocks.items()}
+    steps = _steps(model, inputs, labels, members, ranges)
+    return _along(model, inputs, labels, members, steps, progress or (lambda done: None))
+
+
+def _steps(
+    model: Classifier, inputs: Mapping[str, Array], labels: Labels, members: Mapping[str, _Members], ranges: Mapping[str, float]
+) -> dict[str, float]:
+    """How far to go along each input: as far as rounding of the scores demands, but no further, because of kinks.
+
+    Tried on some samples and directions. The difference grows with the step, the rounding does not; three quarters of the
+    differences may be smaller than the one that is held against it.
+    """
+    least, tried, most = _STEPS
+    rows = np.unique(np.linspace(0, len(labels) - 1, _TRIED[0]).astype(np.int64))
+    part = {name: values[rows] for name, values in inputs.items()}
+    every = -(-sum(map(len, members.values())) // _TRIED[1])
+    some = {name: blocks[::every] for name, blocks in members.items()}
+    trial = {name: tried * spread for name, spread in ranges.items()}
+    slopes = _along(model, part, labels[rows], some, trial, lambda done: None)
+    clean = model.of(inputs, rows)
+    size = np.maximum(np.abs(clean.values).max(axis=1).astype(np.float64), np.abs(clean.log_odds(labels[rows])))
+    rounding = max(np.finfo(clean.values.dtype).eps, np.finfo(np.float32).eps) * size
+    told = [np.abs(slopes[name]) * (2 * trial[name]) / rounding[:, None] for name in slopes]
+    large = float(np.quantile(np.concatenate(told, axis=1), 0.75))
+    share = min(max(tried * _DIGITS / large, least), most) if large > 0 else most
+    return {name: max(share * spread, 4 * _unit(inputs[name])) for name, spread in ranges.items()}
+
+
+def _unit(values: Array) -> float:
+    """The distance between numbers of the size of an input's values."""
+    return float(np.finfo(values.dtype).eps * max(np.abs(values).max(), np.finfo(values.dtype).tiny))
+
+
+def _along(
+    model: Classifier,
+    inputs: Mapping[str, Array],
+    labels: Labels,
+    members: Mapping[str, _Members],
+    steps: Mapping[str, float],
+    tell: Progress,
+) -> dict[str, Derivatives]:
+    """Central differences over stacks of samples, which are changed in place; as many at the same time as there are cores."""
+    directions = sum(map(len, members.values()))
+    total = 2 * len(labels) * directions
+    size, unit = model.rows(inputs), model.batch or 1
+    source = {name: values.reshape(len(values), -1) for name, values in inputs.items()}
+    found = np.empty(total // 2, np.float32)
+    free = [{name: np.empty((size, *v.shape[1:]), v.dtype) for name, v in inputs.items()} for _ in range(_THREADS)]
+
+    def work(start: int) -> int:
+        real = min(size, total - start)
+        used = -(-real // unit) * unit
+        place = np.minimum(np.arange(start, start + used), total - 1)
+        sample, direction = place // (2 * directions), place % (2 * directions) // 2
+        sign = 1.0 - 2.0 * (place % 2)
+        stack, first = free.pop(), 0
+        flat = {name: values.reshape(size, -1) for name, values in stack.items()}
+        for name, values in source.items():
+            np.take(values, sample, axis=0, out=flat[name][:used], mode="clip")
+        for name, blocks in members.items():
+            here = np.flatnonzero((direction >= first) & (direction < first + len(blocks)))
+            move = (sign[here] * steps[name]).astype(flat[name].dtype)
+            flat[name][here[:, None], blocks[direction[here] - first]] += move[:, None]
+            first += len(blocks)
+        margins = model.scores({name: values[:used] for name, values in stack.items()}).log_odds(labels[sample])[:real]
+        found[start // 2 : (start + real) // 2] = margins[::2] - margins[1::2]
+        free.append(stack)
+        return start + real
+
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for done in pool.map(work, range(0, total, size)):
+            tell(f"gradient: {done:,} of {total:,} forward passes")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if np.isnan(found).any():
+        raise ModelError("the model gives NaN near some samples, so that it has no gradient there; evaluate without an attack")
+    parts = np.split(found.reshape(len(labels), -1), np.cumsum([len(b) for b in members.values()])[:-1], axis=1)
+    return {name: part / np.float32(2 * steps[name]) for name, part in zip(members, parts, strict=True)}

@@ -1,0 +1,296 @@
+"""What a criterion that looks beyond a group's filters sees of a model: who reads its channels, and within which bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnxprune.bounds import Bounds, Effects
+from onnxprune.channels import ChannelGroup, Coupling
+from onnxprune.errors import ModelError
+from onnxprune.flow import Site, Step
+from onnxprune.importance.synthetic import Feeds, synthetic
+from onnxprune.labels import BoolArray, IntArray
+from onnxprune.lossless import Handover, Left, Slot, all_sums, bias_slot
+from onnxprune.plan import make_plan
+from onnxprune.rules.linear import macs
+from onnxprune.rules.notation import letters
+from onnxprune.runtime import Kernels, Session, tapped
+from onnxprune.surgery import mask
+from onnxprune.weights import Array
+
+SAMPLES, PLACES = 512, 4096
+"""Synthetic inputs that a model is run on at most, and places that are looked at in what comes of them."""
+
+WORK = 20_000_000_000
+"""Multiply-accumulate operations that such runs take at most for each group."""
+
+_LINE = (0, 1, -64, 64)
+"""What is added to a layer's sums to see how far they are only scaled and shifted."""
+
+_BEND = np.linspace(-3, 3, 25)
+"""Values on which it is tried whether an operator scales with its operand."""
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Channels as units of a dense layer, a row for each, float32.
+
+    ``incoming``: weights (units, inputs) and ``bias`` (units,), with what scales and shifts each unit before it is bent (a
+    BatchNormalization, say) multiplied in; ``outgoing``: the weights that read them (units, outputs). ``scales``: whether
+    twice a unit's sum gives twice its value, as with ReLU.
+    """
+
+    incoming: Array
+    bias: Array
+    outgoing: Array
+    scales: bool
+
+
+class Scene:
+    """A model of which the components ``removed`` have left; groups are looked at with the channels that are there.
+
+    ``heirs``: components that stand in for some that have left.
+    """
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        removed: BoolArray,
+        interval: tuple[float, float] = (0.0, 1.0),
+        heirs: BoolArray | None = None,
+        handover: Handover | None = None,
+        feeds: list[Feeds] | None = None,
+    ) -> None:
+        self.coupling, self.graph, self.interval = coupling, coupling.graph, interval
+        self.weights, self._removed = Left(coupling, removed), removed
+        self.heirs = np.zeros_like(removed) if heirs is None else heirs
+        self._root = coupling.components.root
+        self._run = Kernels(self.graph)
+        self._handover, self._feeds = handover, feeds
+        self._activations: dict[int, Array | None] = {}
+
+    def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
+        """The same model after more components have left, or weights have changed."""
+        kept = self.handover.on(coupling.graph) if coupling.flow is self.coupling.flow else None
+        return Scene(coupling, removed, self.interval, heirs, kept, self._feeds)
+
+    @cached_property
+    def handover(self) -> Handover:
+        """What reads the channels, and can be given to others."""
+        return self._handover or Handover(self.coupling, all_sums(self.coupling))
+
+    @property
+    def feeds(self) -> list[Feeds]:
+        """Synthetic inputs, as many as there is time for."""
+        if self._feeds is None:
+            work = max(1, sum(macs(step.call) for step in self.coupling.flow.steps))
+            samples = int(np.clip(WORK // work, 4, SAMPLES))
+            self._feeds = list(synthetic(self.coupling, self.interval, samples, batch=min(64, samples)))
+        return self._feeds
+
+    def group(self, number: int) -> ChannelGroup:
+        """A group with the channels that are there."""
+        group = self.coupling.groups[number]
+        stay = ~self._removed[group.roots]
+        return group if stay.all() else group.only(stay)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Bounds of all activations, for inputs within the interval."""
+        return Bounds(self.coupling, self.interval, self.weights)
+
+    @cached_property
+    def effects(self) -> Effects:
+        """What changes of activations do to the outputs."""
+        return Effects(self.bounds)
+
+    def readers(self, number: int) -> list[Site]:
+        """The weight axes by which a group's channels are read; none where something else reads them, too."""
+        roots = self.group(number).roots
+        if not self.handover.is_possible(number) or self.handover.mixed[roots].any():
+            return []
+        if len(self.handover.moved_alike([roots])) != 1 and len(roots) > 1:
+            return []
+        return [site for site in self.handover.sites[number] if site in self.handover.readers]
+
+    def units(self, number: int) -> Units | None:
+        """A group's channels as units of a dense layer; None where its filters are larger than one position, or not alone."""
+        readers = self.readers(number)
+        made = [site for site in self.handover.sites[number] if "producer" in self.coupling.flow.roles.get(site, ())]
+        sites = [site for site in made if len(self.weights.shape(site.tensor)) > 1]
+        if not readers or not sites:
+            return None
+        incoming, biases, scales = [], [], True
+        for site in sites:
+            layer = self._layer(number, site)
+            if layer is None:
+                return None
+            rows = self.rows(number, site)
+            gain, shift, name = layer
+            incoming.append(rows * gain[:, None])
+            biases.append(shift)
+            scales = scales and self._scales(number, name)
+        outgoing = np.concatenate([self.rows(number, site) for site in readers], axis=1)
+        return Units(np.concatenate(incoming, axis=1), np.sum(biases, axis=0), outgoing, scales)
+
+    def activations(self, number: int) -> Array | None:
+        """What the readers of a group's channels see of them on synthetic inputs, float32 (places, channels).
+
+        None where the channels are not seen one by one, or the model does not run on such inputs.
+        """
+        if number not in self._activations:
+            self._activations[number] = self._activations_of(number)
+        return self._activations[number]
+
+    def _activations_of(self, number: int) -> Array | None:
+        tapped_names: dict[str, int] = {}
+        for site in self.readers(number):
+            sum_ = self.handover.readers[site]
+            tapped_names[sum_.call.node.inputs[sum_.terms[0]]] = sum_.summed[sum_.terms[0]][0]
+        seen = self._seen(tuple(tapped_names))
+        rows = [self._by_channel(number, name, axis, part) for name, axis in tapped_names.items() for part in seen.get(name, ())]
+        if not rows or any(r is None for r in rows):
+            return None
+        found = np.concatenate([r for r in rows if r is not None])
+        if len(found) > PLACES:
+            found = found[np.random.default_rng(0).choice(len(found), PLACES, replace=False)]
+        return found if np.isfinite(found).all() else None
+
+    def slot(self, site: Site) -> Slot | None:
+        """Where a constant can be added to what a weight makes of the channels that it reads, if it is the same everywhere."""
+        sum_ = self.handover.readers[site]
+        return bias_slot(self.graph, sum_) if sum_.rule.steady(sum_.call) else None
+
+    def made_of(self, number: int, site: Site, channels: IntArray, constants: Array) -> Array | None:
+        """What a weight makes of constants in some of the channels that it reads, float64 (its channels,)."""
+        sum_ = self.handover.readers[site]
+        roots = self.group(number).roots[channels]
+        owners = self._root[self.coupling.labels(site)]
+        given = np.zeros(len(owners))
+        for root, constant in zip(roots, constants, strict=True):
+            given[owners == root] = constant
+        total = np.tensordot(given, np.moveaxis(self.weights.read(site.tensor), site.axis, 0).astype(np.float64), 1)
+        tokens = [t for a, t in enumerate(sum_.tokens[1]) if a != site.axis]
+        kept = [a for a, t in enumerate(tokens) if set(letters(t)) - sum_.lost]
+        return total.sum(axis=tuple(a for a in range(total.ndim) if a not in kept)) if len(kept) == 1 else None
+
+    def _seen(self, names: tuple[str, ...]) -> dict[str, list[Array]]:
+        """Some tensors of the model as it is now, on synthetic inputs."""
+        model = tapped(mask(self.graph, make_plan(self.coupling, self._removed)), names)
+        found: dict[str, list[Array]] = {name: [] for name in names}
+        try:
+            session = Session(model.ready())
+            for feeds in self.feeds:
+                for name, values in zip(names, session.run(feeds, names), strict=True):
+                    found[name].append(np.asarray(values, np.float32))
+        except ModelError:
+            return {}
+        return found
+
+    def _by_channel(self, number: int, name: str, axis: int, values: Array) -> Array | None:
+        """A tensor with one column for each channel of a group; each of a channel's indices along ``axis`` is a place."""
+        roots = self.group(number).roots
+        tensor = self.coupling.flow.tensors[name]
+        for factor in tensor.factors:
+            if factor.axes == (axis,):
+                owners = self._root[factor.labels]
+                at = [np.flatnonzero(owners == root) for root in roots]
+                if len({len(a) for a in at}) == 1 and len(at[0]):
+                    return np.moveaxis(values, axis, -1)[..., np.stack(at, axis=-1)].reshape(-1, len(roots))
+        return None
+
+    def rows(self, number: int, site: Site) -> Array:
+        """A weight as one row for each channel of a group, float32 (channels, numbers)."""
+        roots = self.group(number).roots
+        owners = self._root[self.coupling.labels(site)]
+        at = np.concatenate([np.flatnonzero(owners == root) for root in roots])
+        values = np.moveaxis(self.weights.read(site.tensor), site.axis, 0)[at]
+        rows: Array = values.astype(np.float32, copy=False).reshape(len(roots), -1)
+        return rows
+
+    def _layer(self, number: int, site: Site) -> tuple[Array, Array, str] | None:
+        """How a dense layer's sums are scaled and shifted, unit by unit, and the tensor that they are then."""
+        readers = self.graph.consumers.get(site.tensor, [])
+        step = self._steps.get(readers[0].index) if len(readers) == 1 else None
+        if step is None or step.rule is None or not step.rule.product:
+            return None
+        call = step.call
+        signature, k = step.rule.fit(call), call.node.inputs.index(site.tensor)
+        tokens = None if signature is None else signature.operands[k].expand(call.rank(k))
+        moving = self._moving(step)
+        if tokens is None or len(moving) != 1 or any(t == "*" and n > 1 for t, n in zip(tokens, call.shape(k), strict=True)):
+            return None
+        try:
+            zero = self._first(step, {moving[0]: np.zeros(call.shape(moving[0]), np.float32)})
+            values = [zero + np.float32(x) for x in _LINE]
+            name = call.node.outputs[0]
+            while (after := self._shifted(name, values)) is not None:
+                name, values = after
+        except (ModelError, ValueError):
+            return None
+        shift, unit = (self._by_unit(number, name, v) for v in values[:2])
+        return None if shift is None or unit is None else (unit - shift, shift, name)
+
+    def _shifted(self, name: str, values: list[Array]) -> tuple[str, list[Array]] | None:
+        """What the one node that reads a tensor makes of it, if it only scales and shifts."""
+        readers = self.graph.consumers.get(name, [])
+        step = self._steps.get(readers[0].index) if len(readers) == 1 else None
+        if step is None or not self._is_apart(step) or len(self._moving(step)) != 1:
+            return None
+        results = [self._first(step, {self._moving(step)[0]: v}) for v in values]
+        rise = results[1] - results[0]
+        gaps = [np.abs(r - results[0] - x * rise).max() for r, x in zip(results, _LINE, strict=True)]
+        return (step.call.node.outputs[0], results) if max(gaps) <= 1e-4 * max(np.abs(r).max() for r in results) else None
+
+    def _scales(self, number: int, name: str) -> bool:
+        """Whether everything between a tensor and what reads the group's channels scales with it."""
+        rng = np.random.default_rng(0)
+        readers = {self.handover.readers[site].call.node.index for site in self.readers(number)}
+        waiting = [name]
+        for step in self.coupling.flow.steps:
+            node = step.call.node
+            if step.call.node.index in readers or not set(node.inputs) & set(waiting):
+                continue
+            if not (step.moved or (step.rule is not None and step.rule.rises)):
+                drawn = {k: rng.choice(_BEND, step.call.shape(k)).astype(np.float32) for k in self._moving(step)}
+                if not self._is_apart(step):
+                    return False
+                once, twice = (self._first(step, {k: factor * v for k, v in drawn.items()}) for factor in (1, 2))
+                if not np.allclose(twice, 2 * once, rtol=1e-4, atol=1e-5):
+                    return False
+            waiting.append(node.outputs[0])
+        return True
+
+    @cached_property
+    def _steps(self) -> dict[int, Step]:
+        return {step.call.node.index: step for step in self.coupling.flow.steps if step.understood}
+
+    def _moving(self, step: Step) -> list[int]:
+        """The operands of a node that are computed from the model's inputs."""
+        known = self.coupling.shapes.values
+        return [k for k, n in enumerate(step.call.node.inputs) if n and n not in self.graph.weights and n not in known]
+
+    def _is_apart(self, step: Step) -> bool:
+        signature = None if step.rule is None or not step.understood or step.moved else step.rule.fit(step.call)
+        return step.rule is not None and signature is not None and step.rule.is_apart(signature)
+
+    def _first(self, step: Step, operands: dict[int, Array]) -> Array:
+        """A node's first result for some operands; the others are as they are stored."""
+        node, known = step.call.node, self.coupling.shapes.value
+        stored = [self.weights.read(n) if n in self.weights else known(n) if n else None for n in node.inputs]
+        return np.asarray(self._run(node, [operands.get(k, value) for k, value in enumerate(stored)])[0])
+
+    def _by_unit(self, number: int, name: str, values: Array) -> Array | None:
+        """What a tensor has for each channel of a group, wherever that is."""
+        found = np.full(len(self.group(number).roots), np.nan, np.float32)
+        for factor in self.coupling.flow.tensors[name].factors:
+            if len(factor.axes) == 1:
+                owners = self._root[factor.labels]
+                first = np.moveaxis(values, factor.axes[0], 0).reshape(len(owners), -1)[:, 0]
+                places = {int(owner): at for at, owner in enumerate(owners)}
+                at = [places.get(int(root), -1) for root in self.group(number).roots]
+                found = first[at] if min(at) >= 0 else found
+        return None if np.isnan(found).any() else found

@@ -1,0 +1,162 @@
+"""Inputs made up from a model's weights alone, on which its activations behave somewhat as on real ones.
+
+Training moves the filters of the first layer within the span of the inputs, so that they take on the inputs' covariance
+(the neural feature ansatz: Radhakrishnan et al. 2022, arXiv:2212.13881). White noise that is sent backwards through that layer
+has it too; here with the singular values of the filters to the power ``POWER``, which tempers how few directions dominate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnxprune.channels import Coupling
+from onnxprune.flow import Step
+from onnxprune.rules.notation import letters
+from onnxprune.runtime import Session
+from onnxprune.shapes import Executor
+from onnxprune.structure import Port
+from onnxprune.weights import Array
+
+POWER, SPREAD, MEAN = 0.5, 0.3, 0.06
+"""The power of the singular values; the standard deviation and the mean, as shares of the width of the inputs' interval."""
+
+Feeds = dict[str, Array]
+
+
+def synthetic(
+    coupling: Coupling, interval: tuple[float, float], samples: int, *, batch: int = 64, seed: int = 0
+) -> Iterator[Feeds]:
+    """Feeds for a model whose float inputs lie within ``interval``; integers are drawn from what the model looks up.
+
+    Yields:
+        arrays by input name, of ``batch`` samples each where the model takes any number.
+    """
+    rng = np.random.default_rng(seed)
+    sources = [_Source(coupling, port, interval) for port in coupling.graph.inputs]
+    for _ in range(max(1, -(-samples // batch))):
+        yield {source.port.name: source.draw(rng, batch) for source in sources}
+
+
+class _Source:
+    """Draws one input of a model."""
+
+    def __init__(self, coupling: Coupling, port: Port, interval: tuple[float, float]) -> None:
+        self.coupling, self.weights, self.port = coupling, coupling.graph.weights, port
+        self.shape = coupling.shapes.inputs[port.name]
+        self.dtype = helper.tensor_dtype_to_np_dtype(port.elem_type)
+        low, high = interval
+        self.mean = min(max(0.0, low), high) + MEAN * (high - low) * (1 if low >= 0 else -1 if high <= 0 else 0)
+        self.spread = SPREAD * (high - low)
+        self.first = self._first_layer() if self.dtype.kind == "f" else None
+
+    def draw(self, rng: np.random.Generator, batch: int) -> Array:
+        """Values for some samples, or for as many as the model takes."""
+        dynamic = bool(self.port.shape) and not isinstance((self.port.shape or (0,))[0], int)
+        runs = batch if dynamic else 1
+        if self.dtype.kind == "b":
+            values = np.ones((runs, *self.shape), self.dtype)
+        elif self.dtype.kind in "iu":
+            values = rng.integers(0, self._vocabulary(), (runs, *self.shape)).astype(self.dtype)
+        else:
+            values = (self.mean + self.spread * self._noise(rng, runs)).astype(self.dtype)
+        return values.reshape(-1, *self.shape[1:]) if dynamic else values[0]
+
+    def _noise(self, rng: np.random.Generator, runs: int) -> Array:
+        """Noise of standard deviation 1, coloured by the first layer if that is dense or a convolution."""
+        shape = (runs, *self.shape)
+        coloured = None if self.first is None else self.first.noise(rng, runs)
+        if coloured is None or not np.isfinite(coloured).all() or not coloured.any():
+            return rng.standard_normal(shape).astype(np.float32)
+        return np.asarray((coloured / coloured.std()).reshape(shape))
+
+    def _first_layer(self) -> _Layer | None:
+        """The sum of products that reads the input, straight or moved about."""
+        size = int(np.prod(self.shape))
+        name, places = self.port.name, np.arange(1, size + 1).reshape(self.shape)
+        execute = Executor(self.coupling.graph)
+        for step in self.coupling.flow.steps:
+            rule, node = step.rule, step.call.node
+            if name not in node.inputs or rule is None or not step.understood:
+                continue
+            k = node.inputs.index(name)
+            stored = [j for j, n in enumerate(node.inputs) if n in self.weights and j not in (rule.plus or ())]
+            if rule.product and len(stored) == 1:
+                weight = self.weights.read(node.inputs[stored[0]]).astype(np.float32)
+                return _Layer(step, weight, stored[0], k, places, size)
+            signature = None if step.moved else rule.fit(step.call)
+            if step.moved and k in rule.carries(node):
+                values = [step.call.value(j) for j in range(len(node.inputs))]
+                places = np.asarray(rule.run(execute, node, [places if j == k else v for j, v in enumerate(values)])[0])
+            elif signature is None or not rule.is_apart(signature) or step.call.outputs[0] != step.call.shape(k):
+                return None
+            name = node.outputs[0]
+        return None
+
+    def _vocabulary(self) -> int:
+        """How many rows the table has that an input of integers picks from; 2 where none is."""
+        for node in self.coupling.graph.consumers.get(self.port.name, []):
+            if node.op == "Gather" and node.inputs[0] in self.weights:
+                return self.weights.shape(node.inputs[0])[int(node.attributes.get("axis", 0))]
+        return 2
+
+
+class _Layer:
+    """The layer that reads an input first. ``places``: which element of the input each of its operand's is, from 1 on."""
+
+    def __init__(self, step: Step, weight: Array, factor: int, operand: int, places: Array, size: int) -> None:
+        self.step, self.factor, self.operand, self.places, self.size = step, factor, operand, places, size
+        self.convolves = step.call.node.op == "Conv" and step.call.attribute("group", 1) == 1
+        self.axis = self._summed_axis()
+        self.weight = weight
+        self._filters: Array | None = None
+
+    def noise(self, rng: np.random.Generator, runs: int) -> Array | None:
+        """Noise (runs, elements of the input); None where the layer is of another kind."""
+        if self.convolves:
+            values = self._from_filters(rng, runs)
+        elif self.axis is not None and self.weight.ndim == 2:
+            side, axis = self.axis
+            rows = self._tempered(np.moveaxis(self.weight, side, 1))
+            shape = self.places.shape
+            lead = [n for a, n in enumerate(shape) if a != axis]
+            values = np.moveaxis(rng.standard_normal((runs, *lead, len(rows))).astype(np.float32) @ rows, -1, axis + 1)
+        else:
+            return None
+        found = np.zeros((runs, self.size + 1), np.float32)
+        found[:, self.places.ravel()] = values.reshape(runs, -1)
+        return found[:, 1:]
+
+    def _summed_axis(self) -> tuple[int, int] | None:
+        """The axes of the weight and of the operand that are summed over together."""
+        call, rule = self.step.call, self.step.rule
+        signature = None if rule is None else rule.fit(call)
+        if signature is None:
+            return None
+        tokens = [signature.operands[j].expand(call.rank(j)) or () for j in (self.factor, self.operand)]
+        kept = {c for t in signature.results[0].tokens for c in letters(t)}
+        shared = [t for t in tokens[0] if t in tokens[1] and letters(t) and not kept & set(letters(t))]
+        return (tokens[0].index(shared[0]), tokens[1].index(shared[0])) if len(shared) == 1 else None
+
+    def _from_filters(self, rng: np.random.Generator, runs: int) -> Array:
+        """White noise convolved with the filters, turned round."""
+        filters = self._tempered(self.weight.reshape(len(self.weight), -1)).reshape(self.weight.shape)
+        turned = np.flip(np.swapaxes(filters, 0, 1), axis=tuple(range(2, filters.ndim)))
+        dilations = self.step.call.attribute("dilations") or [1] * (filters.ndim - 2)
+        room = (np.array(dilations, np.int64) * (np.array(filters.shape[2:], np.int64) - 1)).tolist()
+        shape = [n + r for n, r in zip(self.places.shape[2:], room, strict=True)]
+        drawn = rng.standard_normal((runs, len(filters), *shape)).astype(np.float32)
+        node = helper.make_node("Conv", ["noise", "filters"], ["input"], dilations=dilations)
+        ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("noise", "filters", "input")]
+        model = helper.make_model(helper.make_graph([node], "noise", ports[:2], ports[2:]))
+        model.ir_version = 10
+        return np.asarray(Session(model).run({"noise": drawn, "filters": np.ascontiguousarray(turned)})[0])
+
+    def _tempered(self, rows: Array) -> Array:
+        """The weight as rows of filters, with its singular values to the power ``POWER``."""
+        if self._filters is None:
+            left, values, right = np.linalg.svd(rows, full_matrices=False)
+            self._filters = np.asarray((left * values**POWER) @ right, np.float32)
+        return self._filters
