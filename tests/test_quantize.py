@@ -266,11 +266,22 @@ def test_convolutions_without_data_stay_and_are_named() -> None:
 
 
 def test_a_model_with_nothing_to_quantise_is_returned_as_it_is() -> None:
-    model = build([helper.make_node("Relu", ["x"], ["y"])], {}, ["N", 64], ["N", 64])
-    made = onnxprune.quantize(model, "int8")
-    assert kinds(made.model) == ["Relu"]
-    assert made.report.nodes == 0
-    assert "no node computes in int8" in made.report.warnings
+    model = build([helper.make_node("Softmax", ["x"], ["y"])], {}, ["N", 64], ["N", 64])
+    for mode in ("fp16", "int8"):
+        made = onnxprune.quantize(model, mode)
+        assert kinds(made.model) == ["Softmax"]
+        assert made.report.nodes == 0
+        assert f"no node computes in {mode}" in made.report.warnings
+
+
+def test_lost_outputs_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune.quantize import quantized
+
+    ruined = mlp(b=np.full(128, np.inf, np.float32))
+    said = "some outputs are not finite, though the original's are"
+    assert said not in onnxprune.quantize(mlp(), "fp16").report.warnings
+    monkeypatch.setattr(quantized, "to_half", lambda *given: (ruined, 1))
+    assert said in onnxprune.quantize(mlp(), "fp16").report.warnings
 
 
 def test_calibration_takes_the_ranges_from_the_data(demo: dict[str, Any]) -> None:

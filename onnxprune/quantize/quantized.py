@@ -153,7 +153,6 @@ def quantize(
     if graph.stored_bytes >= FILE_LIMIT:
         raise ModelError(f"the model has {graph.stored_bytes / 1e9:.1f} GB; only models below 2 GB can be quantised")
     original, shapes = graph.assemble().complete(), infer(graph)
-    said: list[str] = []
     if dataset is None:
         rng = np.random.default_rng(seed)
         feeds = [random_feeds(graph.inputs, shapes.inputs, rng) for _ in range(TRIES)]
@@ -161,25 +160,37 @@ def quantize(
         feeds = [next(dataset.part(rows).batches(graph.inputs))[0] for rows in _some(dataset, TRIES, seed)[:, None]]
     if mode == "fp16":
         made, nodes = to_half(original, shapes.elem_types, _large(original, feeds))
+        said: list[str] = []
     else:
-        reduced = needs_reduced_range() if reduce_range is None else reduce_range
-        result = to_integer(original, [] if dataset is None else _samples(dataset, graph.inputs, seed), reduce_range=reduced)
-        made, nodes = result.model, result.static + result.dynamic
-        said += _left(result.left, calibrated=dataset is not None)
-        if reduced and reduce_range is None:
-            said.append("weights have 7 bits, since this processor lacks VNNI; give reduce_range=False for one that has it")
+        samples = [] if dataset is None else _samples(dataset, graph.inputs, seed)
+        made, nodes, said = _integers(original, samples, reduce_range)
+    if dataset is None:
+        outputs = _outputs(original, feeds), _outputs(made, feeds)
+    else:
+        outputs = predict(original, dataset, graph.inputs), predict(made, dataset, graph.inputs)
+    latencies = interleaved((original, made), feeds[0])
     if not nodes:
         said.append(f"no node computes in {mode}")
-    if dataset is None:
-        one, other = _outputs(original, feeds), _outputs(made, feeds)
-    else:
-        one, other = (predict(m, dataset, graph.inputs) for m in (original, made))
-    latencies = interleaved((original, made), feeds[0])
+    if any(_finite(a) and not _finite(b) for a, b in zip(*outputs, strict=True)):
+        said.append("some outputs are not finite, though the original's are")
     if latencies[1].median >= latencies[0].median:
         said.append(f"{mode} is not faster on this processor")
     sizes = original.ByteSize(), made.ByteSize()
-    report = Quantization(mode, sizes, latencies, _metrics(one, other, dataset), nodes, tuple(said))
-    return Quantized(made, report, source)
+    return Quantized(made, Quantization(mode, sizes, latencies, _metrics(*outputs, dataset), nodes, tuple(said)), source)
+
+
+def _integers(model: ModelProto, samples: Sequence[Feeds], reduce_range: bool | None) -> tuple[ModelProto, int, list[str]]:
+    """The model in 8-bit integers, how many nodes are, and what to say about the others."""
+    reduced = needs_reduced_range() if reduce_range is None else reduce_range
+    made = to_integer(model, samples, reduce_range=reduced)
+    said = list(_left(made.left, calibrated=bool(samples)))
+    if reduced and reduce_range is None:
+        said.append("weights have 7 bits, since this processor lacks VNNI; give reduce_range=False for one that has it")
+    return made.model, made.static + made.dynamic, said
+
+
+def _finite(values: Array) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
 def _some(dataset: Dataset, count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -198,6 +209,8 @@ def _large(model: ModelProto, feeds: Sequence[Feeds]) -> frozenset[str]:
     onnxruntime computes it in float32.)
     """
     names = candidates(model)
+    if not names:
+        return frozenset()
     session = Session(tapped(LazyModel(model, {}), names).complete(), optimise=False)
     found = set()
     for given in feeds:
