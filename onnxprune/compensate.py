@@ -16,6 +16,7 @@ from onnxprune.labels import IntArray
 from onnxprune.plan import PlanEdit
 from onnxprune.weights import Array
 
+PP = 2
 MODES = ("auto", "none", "merge", "least-squares")
 
 
@@ -42,7 +43,18 @@ def spread(scene: Scene, number: int, leaves: IntArray) -> list[PlanEdit]:
         return []
     roots, readers = scene.group(number).roots, scene.readers(number)
     slots = [scene.slot(site) for site in readers]
-    stays, shares, rest = Spread.of(values, centred=None not in slots).shares(leaves)
+    units = scene.units(number)
+    prior = None
+    if units is not None and units.scales:
+        w = np.concatenate([units.incoming, units.bias[:, None]], axis=1).astype(np.float64)
+        n = np.linalg.norm(w, axis=1)
+        c = w @ w[leaves].T / np.maximum(np.outer(n, n[leaves]), 1e-30)
+        c[leaves] = -1
+        best = c.argmax(axis=0)
+        prior = np.zeros_like(c)
+        k = np.arange(len(leaves))
+        prior[best, k] = np.maximum(c[best, k], 0) ** PP * n[leaves] / n[best]
+    stays, shares, rest = Spread.of(values, centred=None not in slots).shares(leaves, prior)
     heirs, givers = np.repeat(roots[stays], len(leaves)), np.tile(roots[leaves], len(stays))
     edits = scene.handover.edits(number, givers, heirs, shares.ravel()) or []
     for place, (site, slot) in enumerate(zip(readers, slots, strict=True)):

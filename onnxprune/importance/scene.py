@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from onnxprune.bounds import Bounds, Effects
+from onnxprune.bounds import Bounds, Effects, Interval
 from onnxprune.channels import ChannelGroup, Coupling
 from onnxprune.errors import ModelError
 from onnxprune.flow import Site, Step
@@ -146,18 +146,37 @@ class Scene:
         return self._activations[number]
 
     def _activations_of(self, number: int) -> Array | None:
-        tapped_names: dict[str, int] = {}
-        for site in self.readers(number):
-            sum_ = self.handover.readers[site]
-            tapped_names[sum_.call.node.inputs[sum_.terms[0]]] = sum_.summed[sum_.terms[0]][0]
-        seen = self._seen(tuple(tapped_names))
-        rows = [self._by_channel(number, name, axis, part) for name, axis in tapped_names.items() for part in seen.get(name, ())]
+        names = self._read(number)
+        seen = self._seen(tuple(names))
+        rows = [self._by_channel(number, name, axis, part) for name, axis in names.items() for part in seen.get(name, ())]
         if not rows or any(r is None for r in rows):
             return None
         found = np.concatenate([r for r in rows if r is not None])
         if len(found) > PLACES:
             found = found[np.random.default_rng(0).choice(len(found), PLACES, replace=False)]
         return found if np.isfinite(found).all() else None
+
+    def effect(self, number: int, channels: IntArray, change: Array) -> Interval | None:
+        """What it does to the end of the model if a channel of a group is off by up to so much, one channel at a time.
+
+        Args:
+            channels: int (changes,); change: float (changes,), at most so much upwards or downwards.
+
+        Returns:
+            low, high: (changes, elements); None where the group's channels are not seen one by one.
+        """
+        changes: dict[str, Interval] = {}
+        for name, axis in self._read(number).items():
+            shape = self.coupling.shapes.shapes[name][1:]
+            at = self._places(number, name, axis)
+            if at is None or axis == 0:
+                return None
+            high = np.zeros((len(channels), *shape), np.float32)
+            view = np.moveaxis(high, axis, 1)
+            for row, (channel, size) in enumerate(zip(channels, change, strict=True)):
+                view[row, at[channel]] = size
+            changes[name] = (-high, high)
+        return self.effects.of(changes) if changes else None
 
     def slot(self, site: Site) -> Slot | None:
         """Where a constant can be added to what a weight makes of the channels that it reads, if it is the same everywhere."""
@@ -190,24 +209,36 @@ class Scene:
             return {}
         return found
 
+    def _read(self, number: int) -> dict[str, int]:
+        """The tensors in which a group's channels are read, and along which axis."""
+        sums = [self.handover.readers[site] for site in self.readers(number)]
+        return {s.call.node.inputs[s.terms[0]]: s.summed[s.terms[0]][0] for s in sums}
+
     def _by_channel(self, number: int, name: str, axis: int, values: Array) -> Array | None:
         """A tensor with one column for each channel of a group; each of a channel's indices along ``axis`` is a place."""
+        at = self._places(number, name, axis)
+        return None if at is None else np.moveaxis(values, axis, -1)[..., at.T].reshape(-1, len(at))
+
+    def _places(self, number: int, name: str, axis: int) -> IntArray | None:
+        """The indices along an axis of a tensor that belong to each channel of a group, int (channels, indices)."""
         roots = self.group(number).roots
-        tensor = self.coupling.flow.tensors[name]
-        for factor in tensor.factors:
+        for factor in self.coupling.flow.tensors[name].factors:
             if factor.axes == (axis,):
                 owners = self._root[factor.labels]
-                at = [np.flatnonzero(owners == root) for root in roots]
-                if len({len(a) for a in at}) == 1 and len(at[0]):
-                    return np.moveaxis(values, axis, -1)[..., np.stack(at, axis=-1)].reshape(-1, len(roots))
+                order = np.argsort(owners, kind="stable")
+                first, last = (np.searchsorted(owners[order], roots, side) for side in ("left", "right"))
+                count = int(last[0] - first[0])
+                if count and (last - first == count).all():
+                    return order[first[:, None] + np.arange(count)]
         return None
 
     def rows(self, number: int, site: Site) -> Array:
         """A weight as one row for each channel of a group, float32 (channels, numbers)."""
         roots = self.group(number).roots
-        owners = self._root[self.coupling.labels(site)]
-        at = np.concatenate([np.flatnonzero(owners == root) for root in roots])
-        values = np.moveaxis(self.weights.read(site.tensor), site.axis, 0)[at]
+        order = np.argsort(roots)
+        places = self.handover.places(site, roots[order])
+        assert places is not None, "readers have as many places for each channel"
+        values = np.moveaxis(self.weights.read(site.tensor), site.axis, 0)[places[1][np.argsort(order)].ravel()]
         rows: Array = values.astype(np.float32, copy=False).reshape(len(roots), -1)
         return rows
 

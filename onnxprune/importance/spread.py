@@ -8,17 +8,21 @@ is ``1 / (G^-1)[j, j]`` before it is weighted with what reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from onnxprune.labels import IntArray
 from onnxprune.weights import Array
 
-RIDGE = 0.03
+RIDGE = 0.5
 """What is added to each unit's variance, as a share of the mean variance: synthetic inputs are not to be believed too far."""
 
+POOL = 256
+"""Units at least that are looked at together; of wider layers those that would be missed least alone."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False)
 class Spread:
     """Values of units on some inputs: ``mean`` (units,), and what is left of them (places, units), scaled by 1/sqrt(places)."""
 
@@ -31,24 +35,35 @@ class Spread:
         mean = values.mean(axis=0) if centred else np.zeros(values.shape[1], values.dtype)
         return cls(mean, (values - mean) / np.float32(len(values)) ** 0.5)
 
-    def order(self, outgoing: Array, pool: IntArray, count: int) -> tuple[IntArray, Array]:
-        """Which units of a pool leave, the least missed first, and the variance of each that the others can't take over."""
-        inverse, weights = self._inverse(pool), outgoing[pool].astype(np.float64)
+    def order(self, outgoing: Array, count: int) -> tuple[IntArray, Array]:
+        """Which units leave, the least missed first, and the variance of each that the others can't take over by then."""
+        alone = np.einsum("ij,ij->i", outgoing, outgoing) * self._alone()
+        pool = np.sort(np.argsort(alone, kind="stable")[: max(count, POOL)])
+        inverse = self._inverse(pool)
+        read = outgoing[pool].astype(np.float64)
+        weights = read @ read.T
         waiting = np.ones(len(pool), np.bool_)
         chosen, errors = [], []
         for _ in range(min(count, len(pool))):
-            spare = np.diag(inverse).copy()
-            cost = np.where(waiting, np.einsum("ij,ij->i", weights, weights) / np.where(waiting, spare, 1.0), np.inf)
-            k = int(cost.argmin())
+            spare = np.diag(inverse)
+            k = int(np.where(waiting, np.diag(weights) / np.where(waiting, spare, 1.0), np.inf).argmin())
             chosen.append(k)
             errors.append(1 / spare[k])
-            column = inverse[:, k] / spare[k]
-            weights = weights - np.outer(column, weights[k])
-            inverse = inverse - np.outer(column, inverse[k])
+            column, row = inverse[:, k] / spare[k], weights[k].copy()
+            weights += np.outer(column, column * row[k] - row) - np.outer(row, column)
+            inverse -= np.outer(column, inverse[k])
             waiting[k] = False
         return pool[chosen], np.array(errors)
 
-    def shares(self, leaves: IntArray) -> tuple[IntArray, Array, Array]:
+    def _alone(self) -> Array:
+        """The variance of each unit that the others can't take over if it leaves alone."""
+        places, size = self.values.shape
+        if places < size:
+            solved = np.linalg.solve(self._inner, self.values)
+            return np.asarray(self._ridge / np.maximum(1 - np.einsum("ij,ij->j", self.values, solved), 1e-6))
+        return np.asarray(1 / np.diag(self._whole))
+
+    def shares(self, leaves: IntArray, prior: Array | None = None) -> tuple[IntArray, Array, Array]:
         """How the units that stay make up for those that leave.
 
         Returns:
@@ -58,23 +73,34 @@ class Spread:
         stays = np.setdiff1d(np.arange(size), leaves)
         kept, gone = self.values[:, stays].astype(np.float64), self.values[:, leaves].astype(np.float64)
         ridge = self._ridge
+        guess = np.zeros((len(stays), len(leaves))) if prior is None else prior[stays]
+        gone = gone - kept @ guess
         if len(kept) < len(stays):
             found = kept.T @ np.linalg.solve(kept @ kept.T + ridge * np.eye(len(kept)), gone)
         else:
             found = np.linalg.solve(kept.T @ kept + ridge * np.eye(len(stays)), kept.T @ gone)
+        found = found + guess
         return stays, found, self.mean[leaves] - self.mean[stays] @ found
 
     @property
     def _ridge(self) -> float:
         return RIDGE * max(float(np.square(self.values).sum() / self.values.shape[1]), 1e-12)
 
+    @cached_property
+    def _inner(self) -> Array:
+        """The ridged products of places with places, float64."""
+        return np.asarray((self.values @ self.values.T).astype(np.float64) + self._ridge * np.eye(len(self.values)))
+
+    @cached_property
+    def _whole(self) -> Array:
+        """The inverse of the ridged covariance, float64."""
+        covariance = (self.values.T @ self.values).astype(np.float64)
+        return np.asarray(np.linalg.inv(covariance + self._ridge * np.eye(len(covariance))))
+
     def _inverse(self, pool: IntArray) -> Array:
-        """The part of the inverse covariance that belongs to a pool of units."""
+        """The part of it that belongs to a pool of units."""
         places, size = self.values.shape
-        ridge = self._ridge
-        if places < size:
-            chosen = self.values[:, pool].astype(np.float64)
-            inner = np.linalg.solve((self.values @ self.values.T).astype(np.float64) + ridge * np.eye(places), chosen)
-            return (np.eye(len(pool)) - chosen.T @ inner) / ridge
-        whole = (self.values.T @ self.values).astype(np.float64) + ridge * np.eye(size)
-        return np.asarray(np.linalg.solve(whole, np.eye(size)[:, pool])[pool])
+        if places >= size:
+            return np.array(self._whole[np.ix_(pool, pool)])
+        chosen = self.values[:, pool].astype(np.float64)
+        return np.asarray((np.eye(len(pool)) - chosen.T @ np.linalg.solve(self._inner, chosen)) / self._ridge)

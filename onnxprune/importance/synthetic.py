@@ -20,7 +20,7 @@ from onnxprune.shapes import Executor
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-POWER, SPREAD, MEAN = 0.5, 0.3, 0.06
+POWER, SPREAD, MEAN = 1.0, 0.2, 0.04
 """The power of the singular values; the standard deviation and the mean, as shares of the width of the inputs' interval."""
 
 Feeds = dict[str, Array]
@@ -150,7 +150,9 @@ class _Layer:
         drawn = rng.standard_normal((runs, len(filters), *shape)).astype(np.float32)
         node = helper.make_node("Conv", ["noise", "filters"], ["input"], dilations=dilations)
         ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("noise", "filters", "input")]
-        model = helper.make_model(helper.make_graph([node], "noise", ports[:2], ports[2:]))
+        model = helper.make_model(
+            helper.make_graph([node], "noise", ports[:2], ports[2:]), opset_imports=[helper.make_opsetid("", 17)]
+        )
         model.ir_version = 10
         return np.asarray(Session(model).run({"noise": drawn, "filters": np.ascontiguousarray(turned)})[0])
 

@@ -16,6 +16,9 @@ from onnxprune.plan import PlanEdit
 from onnxprune.structure import Node, open_nodes
 from onnxprune.weights import FLOATS, Array
 
+DENSE = 4
+"""How many times more pairs there may be than are given for a matrix of all of them."""
+
 
 def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
     """The graph after some edits, in their order.
@@ -34,12 +37,17 @@ def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
 def handed_over(values: Array, edit: PlanEdit) -> tuple[IntArray, Array]:
     """What channels become that others give their weights to: their indices, and their slices, the axis first."""
     rows = np.moveaxis(values, edit.axis, 0)
-    givers, scales = np.asarray(edit.channels, np.int64)[: len(edit.into)], np.asarray(edit.scales or [1.0] * len(edit.into))
-    order = np.argsort(edit.into, kind="stable")
-    targets, starts = np.unique(np.asarray(edit.into, np.int64)[order], return_index=True)
+    scales = np.asarray(edit.scales or [1.0] * len(edit.into))
+    targets, place = np.unique(np.asarray(edit.into, np.int64), return_inverse=True)
+    givers, giver = np.unique(np.asarray(edit.channels, np.int64)[: len(edit.into)], return_inverse=True)
     sums = rows[targets].astype(np.float64)
-    for place, part in enumerate(np.split(order, starts[1:]) if len(order) else ()):
-        sums[place] += np.tensordot(scales[part], rows[givers[part]].astype(np.float64), 1)
+    if len(targets) * len(givers) <= DENSE * len(scales):  # all to all
+        share = np.zeros((len(targets), len(givers)))
+        np.add.at(share, (place, giver), scales)
+        sums += np.tensordot(share, rows[givers].astype(np.float64), 1)
+    else:
+        for target, source, scale in zip(place.tolist(), givers[giver].tolist(), scales.tolist(), strict=True):
+            sums[target] += scale * rows[source].astype(np.float64)
     with np.errstate(over="ignore"):
         return targets, sums.astype(values.dtype)
 

@@ -65,6 +65,19 @@ class Handover:
         found = [self._edit(site, leaving, heirs, scales) for site in self.sites[number] if site in self.readers]
         return [edit for edit in found if edit is not None] if all(found) else None
 
+    def places(self, site: Site, components: IntArray) -> tuple[IntArray, IntArray] | None:
+        """The indices of a weight axis that belong to some components (sorted), int (components, indices of each).
+
+        None where some have more of them than others.
+        """
+        owners = self.root[self.coupling.labels(site)]
+        order = np.argsort(owners, kind="stable")
+        first, last = (np.searchsorted(owners[order], components, side) for side in ("left", "right"))
+        count = int(last[0] - first[0]) if len(components) else 0
+        if not count or (last - first != count).any():
+            return None
+        return components, order[first[:, None] + np.arange(count)]
+
     def moved_alike(self, classes: list[IntArray]) -> list[IntArray]:
         """Part classes of components by the order in which movement operators take the elements of each component."""
         for step in self.coupling.flow.steps:
@@ -140,13 +153,14 @@ class Handover:
         return found
 
     def _edit(self, site: Site, leaving: IntArray, heirs: IntArray, scales: Array | None) -> PlanEdit | None:
-        owners = self.root[self.coupling.labels(site)]
-        channels = [np.flatnonzero(owners == c) for c in leaving]
-        into = [np.flatnonzero(owners == c) for c in heirs]
-        if any(len(one) != len(other) for one, other in zip(channels, into, strict=True)):
+        places = self.places(site, np.union1d(leaving, heirs))
+        if places is None:
             return None
-        moved = (tuple(np.concatenate(part).tolist()) for part in (channels, into))
-        factors = () if scales is None else tuple(np.repeat(scales, [len(one) for one in channels]).tolist())
-        edit = PlanEdit(site.tensor, site.axis, next(moved), next(moved), scales=factors)
-        _, sums = handed_over(self.graph.weights.read(site.tensor), edit)
-        return edit if np.isfinite(sums).all() else None
+        members, at = places
+        channels, into = (at[np.searchsorted(members, part)] for part in (leaving, heirs))
+        factors = () if scales is None else tuple(np.repeat(scales, at.shape[1]).tolist())
+        edit = PlanEdit(site.tensor, site.axis, tuple(channels.ravel().tolist()), tuple(into.ravel().tolist()), scales=factors)
+        values = self.graph.weights.read(site.tensor)
+        if np.abs(values).max(initial=0) < np.sqrt(np.finfo(values.dtype).max):
+            return edit  # no sum of these can be too large
+        return edit if np.isfinite(handed_over(values, edit)[1]).all() else None
