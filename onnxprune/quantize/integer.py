@@ -4,7 +4,8 @@ Activations are uint8 with a zero point, weights int8 with a scale for each chan
 *dynamically*: each run measures its activations, which needs no data; on a small ViT and an LSTM it was as fast as static
 ranges or faster, and agreed better with the original. Convolutions, and what can work on their 8-bit results, are quantised
 *statically*, as QuantizeLinear and DequantizeLinear around each, with ranges from calibration data; without data they stay
-float32, since dynamic ones were 3.7 to 9 times slower than float, and ranges from random inputs took resnet8_mlperf from 88 % to 9 %.
+float32, since dynamic ones were 3.7 to 9 times slower than float, and ranges from random inputs took one network's accuracy
+from 88 % to 9 %.
 """
 
 from __future__ import annotations
