@@ -3,7 +3,7 @@
     python benchmarks/readme.py
 
 Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, latency.json,
-speed.json and huge.json beside this script, which their own scripts make.
+speed.json, huge.json and quantize.json beside this script, which their own scripts make.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ SHOWN = [
 
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
-    results = {name: json.loads((HERE / f"{name}.json").read_text()) for name in ("coverage", "latency", "speed", "huge")}
+    results = {
+        name: json.loads((HERE / f"{name}.json").read_text()) for name in ("coverage", "latency", "speed", "huge", "quantize")
+    }
     return {
         "operators": table(),
         "coverage": _coverage(results["coverage"]),
@@ -37,6 +39,7 @@ def blocks() -> dict[str, str]:
         "huge": _huge(results["huge"]),
         "latency": _latency(results["latency"]),
         "speed": _speed(results["speed"]),
+        "quantize": _quantize(results["quantize"]),
     }
 
 
@@ -134,6 +137,19 @@ def _speed(result: dict[str, Any]) -> str:
             *(f"| {name} | {seconds:.2f} | {ratio:.2f} | {memory:.2f} |" for name, seconds, ratio, memory in rows),
         ]
     )
+
+
+def _quantize(result: dict[str, Any]) -> str:
+    rows = ["| network | fp16: size | latency | int8, calibrated: size | latency | accuracy |"]
+    rows.append("|---|--:|--:|--:|--:|--:|")
+    for name, modes in result["models"].items():
+        half, integers = modes["fp16"], next((row for kind, row in modes.items() if "calibrated" in kind), {"error": ""})
+        if "error" in half or "error" in integers:
+            continue
+        costs = (f"{row['bytes_left']:.2f} | {row['latency_left']:.2f}" for row in (half, integers))
+        accuracy = " to ".join(f"{100 * value:.1f}" for value in integers["metrics"].get("accuracy", ()))
+        rows.append(f"| {name.split('.')[0]} | {' | '.join(costs)} | {accuracy} |")
+    return "\n".join(rows)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from onnxprune.errors import (
 from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
+from onnxprune.quantize import Quantized, quantize
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
 
@@ -30,12 +31,14 @@ __all__ = [
     "compare",
     "inspect",
     "prune",
+    "quantize",
     # nouns
     "Comparison",
     "Evaluation",
     "Evaluator",
     "Plan",
     "Pruner",
+    "Quantized",
     "Report",
     "Result",
     "Sampler",

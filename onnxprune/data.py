@@ -54,6 +54,11 @@ class Dataset:
             rows = np.minimum(np.arange(start, start + size), self.samples - 1) if fixed else np.arange(start, start + real)
             yield {name: values[rows] for name, values in self.inputs.items()}, real
 
+    def part(self, rows: npt.NDArray[np.int64]) -> Dataset:
+        """Some of the samples."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Dataset({name: values[rows] for name, values in self.inputs.items()}, labels)
+
 
 def fixed_batch(ports: Sequence[Port]) -> int | None:
     """The number of samples that a model's inputs are declared to take, or None where that is any."""

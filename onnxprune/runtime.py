@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -146,6 +148,26 @@ class Kernels:
 def _reason(error: Exception) -> str:
     text = "".join(c if c.isprintable() else "?" for c in _PLACE.sub("", " ".join(str(error).split())))
     return (text if len(text) <= 240 else f"{text[:240]} ...").rstrip(".") or type(error).__name__
+
+
+def optimised(model: ModelProto) -> ModelProto:
+    """A model as onnxruntime's basic optimisation leaves it: constants folded, normalisations inside convolutions.
+
+    Raises:
+        ModelError: with onnxruntime's reason.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with TemporaryDirectory(prefix=".onnxprune-") as folder:
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        except _ORT_ERRORS as error:
+            raise ModelError(
+                f"onnxruntime {ort.__version__} can't optimise the model: {_reason(error)}; correct it, or export it again"
+            ) from error
+        return onnx.load(options.optimized_model_filepath)
 
 
 def concrete(ports: Iterable[Port], *, batch: int, size: int) -> dict[str, tuple[int, ...]]:

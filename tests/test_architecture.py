@@ -22,6 +22,7 @@ LAYERS = [
 # fmt: off
 ONLY_HERE = {
     "onnx_graphsurgeon": "graph", "onnxruntime": "runtime", "typer": "cli", "rich": "cli", "matplotlib": "report.picture",
+    "onnxruntime.quantization": "quantize.integer",  # tools apart from the runtime; nothing else needs them
 }
 # fmt: on
 LONGEST = 400
@@ -91,6 +92,9 @@ def test_every_module_has_a_layer() -> None:
         ("graph", "from . import weights"),
         ("plan", "import onnxruntime as ort"),
         ("channels", "import onnx_graphsurgeon"),
+        ("quantize.half", "from onnxruntime.quantization import quantize_dynamic"),
+        ("quantize.integer", "from onnxruntime import quantization"),
+        ("runtime", "import onnxruntime.quantization"),
         ("report.tape", "from matplotlib.figure import Figure"),
         ("report.tape", "from onnxprune.pruner import prune"),
     ],
