@@ -27,7 +27,8 @@ def merged(scene: Scene, number: int, pairs: Pairs) -> list[PlanEdit]:
     if (pairs.stays < 0).all():
         pairs = Pairs(pairs.leaves, stand_ins(units, pairs.leaves))
     roots = scene.group(number).roots
-    return scene.handover.edits(number, roots[pairs.leaves], roots[pairs.stays], factors(units, pairs)) or []
+    scales = factors(units, pairs) if pairs.scales is None else pairs.scales
+    return scene.handover.edits(number, roots[pairs.leaves], roots[pairs.stays], scales) or []
 
 
 def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from array import array
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,11 @@ class PlanEdit:
 
     The ``channels`` of an axis of a stored tensor become zero, unless they are also among those ``into`` which others give
     their work: the weights of the k-th of ``channels`` are added to those of the k-th of ``into``, times the k-th of
-    ``scales``, or unchanged where that is empty. Where there are more ``channels`` than ``into``, all give to all: ``scales``
-    has a row for each of ``into`` and a column for each of ``channels``, one row after the other; if both lists are longer
-    by a factor, that many indices in a row are one channel, and the n-th of them gives to the n-th. A constant that is left over is ``add``: a vector that is
-    added to input ``input`` of the node that writes the tensor ``node``; an input that it lacks is added to zero.
+    ``scales``, or unchanged where that is empty. Where there are more ``channels`` than ``into``, all give to all:
+    ``scales`` has a row for each of ``into`` and a column for each of ``channels``, one row after the other; if both lists
+    are longer by a factor, that many indices in a row are one channel, and the n-th of them gives to the n-th. A constant
+    that is left over is ``add``: a vector that is added to input ``input`` of the node that writes the tensor ``node``; an
+    input that it lacks is added to zero.
     """
 
     tensor: str
@@ -75,7 +78,7 @@ class PlanEdit:
     node: str = ""
     input: int = 0
     add: tuple[float, ...] = ()
-    scales: tuple[float, ...] = ()
+    scales: array[float] = field(default_factory=lambda: array("f"))
 
     @property
     def approximate(self) -> bool:
@@ -90,7 +93,7 @@ class PlanEdit:
     @property
     def places(self) -> int:
         """How many indices in a row are one channel, where all give to all."""
-        return round((len(self.channels) * len(self.into) / len(self.scales)) ** 0.5)
+        return round(math.sqrt(len(self.channels) * len(self.into) / len(self.scales)))
 
     @property
     def is_consistent(self) -> bool:
@@ -119,7 +122,7 @@ class Plan:
         sites = [s.to_dict() for s in self.sites]
         copies = [asdict(c) | {"keep": list(c.keep)} for c in self.copies]
         lists = ("channels", "into", "add", "scales")
-        edits = [asdict(e) | {name: list(getattr(e, name)) for name in lists} for e in self.edits]
+        edits = [{f.name: getattr(e, f.name) for f in fields(e)} | {n: list(getattr(e, n)) for n in lists} for e in self.edits]
         found = {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
         return found | ({"edits": edits} if edits else {})
 
@@ -166,7 +169,7 @@ class Plan:
                     str(e["node"]),
                     int(e["input"]),
                     tuple(map(float, e["add"])),
-                    tuple(map(float, e.get("scales", ()))),
+                    array("f", e.get("scales", ())),
                 )
                 for e in data.get("edits", ())
             )

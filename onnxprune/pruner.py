@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +24,12 @@ from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.plan import Plan
 from onnxprune.progressive import Run, Stage, shares
 from onnxprune.proof import PRUNED
+from onnxprune.quantize import Quantized, quantize
 from onnxprune.recorder import Goal, Recorder
 from onnxprune.report import GroupRow, Report
 from onnxprune.sampler import Sampler
 from onnxprune.shapes import infer
+from onnxprune.weights import Array
 
 INLINE_LIMIT = 1_900_000_000
 """A model larger than this can't be one protobuf file; its weights go beside it."""
@@ -252,6 +255,10 @@ class Pruner:
         if self.result is None:
             raise UsageError("there is no pruned model yet; call prune() before save()")
         self.result.save(path)
+
+    def quantize(self, mode: str = "int8", data: str | Path | Mapping[str, Array] | None = None) -> Quantized:
+        """The model as it is now with smaller numbers: ``"fp16"`` or ``"int8"``; see :func:`onnxprune.quantize`."""
+        return quantize(self._model if self.result is None else self.result.model, mode, data=data)
 
     def reset(self) -> None:
         """Forget what has been done to the model."""

@@ -142,6 +142,7 @@ class Sampler:
             raise OptionError(f"compensate is {compensate!r}; choose {', '.join(MODES)}")
         self.limits = Limits(ratio, scope, min_channels, round_to)
         self.compensate = compensate
+        self._whole: Scene | None = None
         self._options = Options(seed, params, recursive, pool, interval, compat)
         self._set(criterion)
 
@@ -180,8 +181,10 @@ class Sampler:
             OptionError: the ratio is outside its range.
         """
         limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
-        scene = Scene(standing.coupling, standing.removed, self._options.interval, standing.heirs)
-        whole = Scene(standing.base, standing.gone, self._options.interval)
+        if self._whole is None or self._whole.coupling is not standing.base:
+            self._whole = Scene(standing.base, standing.gone, self._options.interval)
+        whole = self._whole
+        scene = whole.after(standing.coupling, standing.removed, standing.heirs)
         scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
         for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits)):
             if count:

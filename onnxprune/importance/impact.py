@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.allocation import Scores, lowest
 from onnxprune.bounds import Interval
 from onnxprune.importance.pairs import Pairs
 from onnxprune.importance.saliency import Saliency
 from onnxprune.importance.scene import Scene, Units
 from onnxprune.importance.spread import Spread
-from onnxprune.labels import BoolArray
+from onnxprune.labels import BoolArray, IntArray
 from onnxprune.weights import Array
 
 ALIKE = 0.9
@@ -24,8 +25,8 @@ def size(change: Interval) -> Array:
 def evenness(change: Interval) -> Array:
     """The Shannon entropy of how similar the outputs' intervals are to each other, float64 (changes,); 0 if all are alike.
 
-    ``sim(p, q) = 1 - (|lo_p - lo_q| + |hi_p - hi_q|) / 2(U_hi - U_lo)`` with the union ``U`` of all intervals and 0; ``p_i`` is the
-    share of outputs whose similarity with output i is at least ``ALIKE``, and the entropy ``-sum_i p_i ln p_i``.
+    ``sim(p, q) = 1 - (|lo_p - lo_q| + |hi_p - hi_q|) / 2(U_hi - U_lo)`` with the union ``U`` of all intervals and 0; ``p_i``
+    is the share of outputs whose similarity with output i is at least ``ALIKE``, and the entropy ``-sum_i p_i ln p_i``.
     """
     found = []
     for low, high in zip(*change, strict=True):
@@ -37,22 +38,36 @@ def evenness(change: Interval) -> Array:
 
 
 class Impact(Saliency):
-    """Stub."""
+    """The units whose leaving moves the outputs least and most evenly, once those that stay have taken over.
+
+    Candidates are the units that would be missed least by what reads them, ``pool`` times as many as leave. How much of a
+    unit the others can't take over is known from synthetic inputs (:mod:`~onnxprune.importance.spread`); that much, twice its
+    standard deviation up or down, is followed to the outputs by interval arithmetic. The score is ``alpha L / max L + beta E /
+    max E`` of the size ``L`` and the evenness ``E`` of what arrives: sums, unlike the sigmoids of PAODING's, that never
+    saturate.
+    """
 
     compensation = "least-squares"
 
     def choose(self, scene: Scene, number: int, units: Units, free: BoolArray, count: int) -> Pairs:
-        """Stub."""
+        """The pairs that leave; none of them has a single stand-in where all that stay can take over."""
         values = scene.activations(number)
         if values is None:
             return self.candidates(units, free, count)
-        pool = min(len(free) - 1, int(np.ceil(count * self.options.pool)))
-        leaves, errors = Spread.of(values).order(units.outgoing, pool)
-        change = scene.effect(number, leaves, 2 * np.sqrt(errors)) if self.options.pool > 1 else None
-        if change is not None:
-            alpha, beta = self.options.params
-            large, even = size(change), evenness(change)
-            score = alpha * large / large.max() + beta * even / max(even.max(), 1e-9)
-            leaves = leaves[np.argsort(score, kind="stable")[:count]]
-        leaves = leaves[:count]
-        return Pairs(leaves, np.full(len(leaves), -1))
+        wanted = min(units.incoming.shape[0] - 1, int(np.ceil(count * self.options.pool)))
+        pool, errors = Spread.of(values).order(units.outgoing, wanted)
+        chosen = pool[self.pick(scene, number, self.scores(scene, number, pool, errors), count)]
+        return Pairs(chosen, np.full(len(chosen), -1))
+
+    def scores(self, scene: Scene, number: int, pool: IntArray, errors: Array) -> Scores:
+        """The impact of each candidate, float64 (candidates,); in the order of the pool where it can't be followed."""
+        change = scene.effect(number, pool, 2 * np.sqrt(errors))
+        if change is None or not np.isfinite(change).all() or not change[1].size:
+            return np.arange(len(pool), dtype=np.float64)
+        alpha, beta = self.options.params
+        large, even = size(change), evenness(change)
+        return np.asarray(alpha * large / max(large.max(), 1e-30) + beta * even / max(even.max(), 1e-30))
+
+    def pick(self, scene: Scene, number: int, scores: Scores, count: int) -> IntArray:
+        """Which candidates leave: those of the lowest scores."""
+        return lowest(scores, count)

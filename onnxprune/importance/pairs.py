@@ -23,14 +23,14 @@ Cost = Callable[[IntArray], Array]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """Channels of a group: ``leaves[k]`` leaves and ``stays[k]`` stands in for it (-1: nothing does), cheapest first."""
+    """Channels of a group: ``leaves[k]`` leaves and ``stays[k]`` stands in for it (-1: no one alone does), cheapest first.
+
+    ``scales``: how often it does so, float (pairs,); None where that is to be found out.
+    """
 
     leaves: IntArray
     stays: IntArray
-
-    def only(self, chosen: IntArray) -> Pairs:
-        """Some of the pairs, in that order."""
-        return Pairs(self.leaves[chosen], self.stays[chosen])
+    scales: Array | None = None
 
 
 @runtime_checkable

@@ -15,17 +15,13 @@ from onnxprune.importance.synthetic import Feeds, synthetic
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.lossless import Handover, Left, Slot, all_sums, bias_slot
 from onnxprune.plan import make_plan
-from onnxprune.rules.linear import macs
 from onnxprune.rules.notation import letters
 from onnxprune.runtime import Kernels, Session, tapped
 from onnxprune.surgery import mask
 from onnxprune.weights import Array
 
-SAMPLES, PLACES = 2048, 4096
-"""Synthetic inputs that a model is run on at most, and places that are looked at in what comes of them."""
-
-WORK = 20_000_000_000
-"""Multiply-accumulate operations that such runs take at most for each group."""
+PLACES = 4096
+"""Places that are looked at in what comes of synthetic inputs, at most."""
 
 _LINE = (0, 1, -64, 64)
 """What is added to a layer's sums to see how far they are only scaled and shifted."""
@@ -62,20 +58,21 @@ class Scene:
         interval: tuple[float, float] = (0.0, 1.0),
         heirs: BoolArray | None = None,
         handover: Handover | None = None,
-        feeds: list[Feeds] | None = None,
+        origin: Scene | None = None,
     ) -> None:
         self.coupling, self.graph, self.interval = coupling, coupling.graph, interval
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
         self._run = Kernels(self.graph)
-        self._handover, self._feeds = handover, feeds
+        self._handover, self._origin = handover, origin
+        self._feeds: list[Feeds] | None = None
         self._activations: dict[int, Array | None] = {}
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
         kept = self.handover.on(coupling.graph) if coupling.flow is self.coupling.flow else None
-        return Scene(coupling, removed, self.interval, heirs, kept, self._feeds)
+        return Scene(coupling, removed, self.interval, heirs, kept, self._origin or self)
 
     @cached_property
     def handover(self) -> Handover:
@@ -84,11 +81,11 @@ class Scene:
 
     @property
     def feeds(self) -> list[Feeds]:
-        """Synthetic inputs, as many as there is time for."""
+        """Synthetic inputs, made from the model as it was at first."""
+        if self._origin is not None:
+            return self._origin.feeds
         if self._feeds is None:
-            work = max(1, sum(macs(step.call) for step in self.coupling.flow.steps))
-            samples = int(np.clip(WORK // work, 4, SAMPLES))
-            self._feeds = list(synthetic(self.coupling, self.interval, samples, batch=min(64, samples)))
+            self._feeds = list(synthetic(self.coupling, self.interval))
         return self._feeds
 
     def group(self, number: int) -> ChannelGroup:

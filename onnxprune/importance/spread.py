@@ -18,9 +18,6 @@ from onnxprune.weights import Array
 RIDGE = 0.01
 """What is added to each unit's variance, as a share of the mean variance: synthetic inputs are not to be believed too far."""
 
-REFIT = 0.01
-"""The same where units take over from others."""
-
 POOL = 256
 """Units at least that are looked at together; of wider layers those that would be missed least alone."""
 
@@ -103,7 +100,7 @@ def refit(seen: Array, wanted: Array, guess: Array, *, centred: bool = True) -> 
     x, y = seen.astype(np.float64), wanted.astype(np.float64)
     from_x, from_y = (v.mean(axis=0) if centred else np.zeros(v.shape[1]) for v in (x, y))
     x, y = x - from_x, y - from_y
-    ridge = REFIT * max(float(np.square(x).sum() / x.shape[1]), 1e-12)
+    ridge = RIDGE * max(float(np.square(x).sum() / x.shape[1]), 1e-12)
     missing = y - x @ guess
     if len(x) < x.shape[1]:
         found = x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), missing)

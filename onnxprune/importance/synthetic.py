@@ -2,7 +2,7 @@
 
 Training moves the filters of the first layer within the span of the inputs, so that they take on the inputs' covariance
 (the neural feature ansatz: Radhakrishnan et al. 2022, arXiv:2212.13881). White noise that is sent backwards through that layer
-has it too; here with the singular values of the filters to the power ``POWER``, which tempers how few directions dominate.
+has it too. It is then pulled, in a few steps of fixed length, to where one output rises above the others.
 """
 
 from __future__ import annotations
@@ -13,31 +13,90 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnxprune.channels import Coupling
+from onnxprune.errors import ModelError
 from onnxprune.flow import Step
+from onnxprune.gradient import SEED, backward
+from onnxprune.rules.linear import macs
 from onnxprune.rules.notation import letters
 from onnxprune.runtime import Session
 from onnxprune.shapes import Executor
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-POWER, SPREAD, MEAN = 0.5, 0.1, 0.03
-"""The power of the singular values; the standard deviation and the mean, as shares of the width of the inputs' interval."""
+SPREAD, MEAN = 0.1, 0.03
+"""The noise' standard deviation and mean, as shares of the width of the inputs' interval; the mean counts from the value of
+the interval that is nearest to zero."""
+
+PULL, STEPS = 0.1, 3
+"""How far inputs are pulled in all, as a share of the same (root mean square), and in how many steps."""
+
+SAMPLES, BATCH = 2048, 256
+"""Synthetic inputs at most, and how many at a time."""
+
+WORK = 4_000_000_000
+"""Multiply-accumulate operations that making them takes at most."""
 
 Feeds = dict[str, Array]
 
 
-def synthetic(
-    coupling: Coupling, interval: tuple[float, float], samples: int, *, batch: int = 64, seed: int = 0
-) -> Iterator[Feeds]:
-    """Feeds for a model whose float inputs lie within ``interval``; integers are drawn from what the model looks up.
+def synthetic(coupling: Coupling, interval: tuple[float, float], *, seed: int = 0) -> Iterator[Feeds]:
+    """Feeds for a model whose float inputs lie within ``interval``, as many as there is time for, but four at least.
+
+    Integers are drawn from what the model looks up. Where the gradient is not known, inputs are noise alone.
 
     Yields:
-        arrays by input name, of ``batch`` samples each where the model takes any number.
+        arrays by input name, of several samples each where the model takes any number.
     """
+    work = (1 + 3 * STEPS) * max(1, sum(macs(step.call) for step in coupling.flow.steps))
+    samples = int(np.clip(WORK // work, 4, SAMPLES))
+    batch = min(BATCH, samples)
     rng = np.random.default_rng(seed)
     sources = [_Source(coupling, port, interval) for port in coupling.graph.inputs]
-    for _ in range(max(1, -(-samples // batch))):
-        yield {source.port.name: source.draw(rng, batch) for source in sources}
+    pull = _Pull.of(coupling, interval)
+    for _ in range(-(-samples // batch)):
+        feeds = {source.port.name: source.draw(rng, batch) for source in sources}
+        yield feeds if pull is None else pull.pulled(feeds, rng)
+
+
+class _Pull:
+    """Moves inputs to where an output rises."""
+
+    def __init__(self, session: Session, output: str, names: list[str], length: float) -> None:
+        self.session, self.output, self.names, self.length = session, output, names, length
+
+    @classmethod
+    def of(cls, coupling: Coupling, interval: tuple[float, float]) -> _Pull | None:
+        """For the first output of floats; None where its gradient is not known."""
+        floats = [p.name for p in coupling.graph.outputs if p.elem_type == TensorProto.FLOAT]
+        found = backward(coupling.graph, coupling.shapes, floats[0]) if floats else None
+        if found is None or found.model is None:
+            return None
+        try:
+            return cls(Session(found.model), floats[0], found.inputs, PULL / STEPS * (interval[1] - interval[0]))
+        except ModelError:
+            return None
+
+    def pulled(self, feeds: Feeds, rng: np.random.Generator) -> Feeds:
+        """Inputs after all steps; as they were where the model does not run."""
+        feeds, aim = dict(feeds), None
+        try:
+            for _ in range(STEPS):
+                if aim is None:
+                    aim = self._aim(feeds, rng)
+                slopes = self.session.run({**feeds, SEED: aim}, [f"grad__{name}" for name in self.names])
+                for name, slope in zip(self.names, slopes, strict=True):
+                    sizes = np.sqrt(np.mean(np.square(slope), axis=tuple(range(1, slope.ndim)), keepdims=True))
+                    feeds[name] = feeds[name] + (self.length * slope / (sizes + 1e-12)).astype(feeds[name].dtype)
+        except ModelError:
+            pass
+        return feeds
+
+    def _aim(self, feeds: Feeds, rng: np.random.Generator) -> Array:
+        """How much each output is to rise: one class of each sample above the others, or any, at random."""
+        shape = self.session.run({**feeds, SEED: np.zeros((), np.float32)}, [self.output])[0].shape
+        if len(shape) == 2 and shape[1] > 1:
+            return np.asarray(np.eye(shape[1])[rng.integers(shape[1], size=shape[0])] - 1 / shape[1], np.float32)
+        return np.asarray(rng.choice([-1, 1], shape), np.float32)
 
 
 class _Source:
@@ -111,7 +170,6 @@ class _Layer:
         self.convolves = step.call.node.op == "Conv" and step.call.attribute("group", 1) == 1
         self.axis = self._summed_axis()
         self.weight = weight
-        self._filters: Array | None = None
 
     def noise(self, rng: np.random.Generator, runs: int) -> Array | None:
         """Noise (runs, elements of the input); None where the layer is of another kind."""
@@ -119,7 +177,7 @@ class _Layer:
             values = self._from_filters(rng, runs)
         elif self.axis is not None and self.weight.ndim == 2:
             side, axis = self.axis
-            rows = self._tempered(np.moveaxis(self.weight, side, 1))
+            rows = np.moveaxis(self.weight, side, 1)
             shape = self.places.shape
             lead = [n for a, n in enumerate(shape) if a != axis]
             values = np.moveaxis(rng.standard_normal((runs, *lead, len(rows))).astype(np.float32) @ rows, -1, axis + 1)
@@ -142,7 +200,7 @@ class _Layer:
 
     def _from_filters(self, rng: np.random.Generator, runs: int) -> Array:
         """White noise convolved with the filters, turned round."""
-        filters = self._tempered(self.weight.reshape(len(self.weight), -1)).reshape(self.weight.shape)
+        filters = self.weight
         turned = np.flip(np.swapaxes(filters, 0, 1), axis=tuple(range(2, filters.ndim)))
         dilations = self.step.call.attribute("dilations") or [1] * (filters.ndim - 2)
         room = (np.array(dilations, np.int64) * (np.array(filters.shape[2:], np.int64) - 1)).tolist()
@@ -155,10 +213,3 @@ class _Layer:
         )
         model.ir_version = 10
         return np.asarray(Session(model).run({"noise": drawn, "filters": np.ascontiguousarray(turned)})[0])
-
-    def _tempered(self, rows: Array) -> Array:
-        """The weight as rows of filters, with its singular values to the power ``POWER``."""
-        if self._filters is None:
-            left, values, right = np.linalg.svd(rows, full_matrices=False)
-            self._filters = np.asarray((left * values**POWER) @ right, np.float32)
-        return self._filters

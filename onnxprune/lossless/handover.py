@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable
 from copy import copy
 
@@ -161,10 +162,12 @@ class Handover:
             return None
         members, at = places
         channels, into = (at[np.searchsorted(members, part)] for part in (leaving, heirs))
-        factors = () if scales is None else (np.repeat(scales, at.shape[1]) if scales.ndim == 1 else scales.ravel()).tolist()
-        edit = PlanEdit(
-            site.tensor, site.axis, tuple(channels.ravel().tolist()), tuple(into.ravel().tolist()), scales=tuple(factors)
-        )
+        factors = array("f")
+        if scales is not None:
+            spread = np.repeat(scales, at.shape[1]) if scales.ndim == 1 else scales
+            factors.frombytes(spread.astype(np.float32).tobytes())
+        given, taken = (tuple(part.ravel().tolist()) for part in (channels, into))
+        edit = PlanEdit(site.tensor, site.axis, given, taken, scales=factors)
         values = self.graph.weights.read(site.tensor)
         if np.abs(values).max(initial=0) < np.sqrt(np.finfo(values.dtype).max):
             return edit  # no sum of these can be too large
