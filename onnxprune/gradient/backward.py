@@ -21,6 +21,9 @@ from onnxprune.weights import FLOATS
 SEED = f"{PREFIX}seed"
 """The input that weighs the elements of the output."""
 
+_INITIALIZERS_ALONE = 4
+"""The first version of the format in which initializers need not be graph inputs as well."""
+
 
 @dataclass(frozen=True)
 class Backward:
@@ -131,7 +134,11 @@ def _finish(graph: Graph, model: ModelProto, tape: Tape, output: str, gradients:
             tape.nodes[-1].output[:] = [name]
             ports.append(_renamed(declared[port.name], name))
     model.graph.input.append(_renamed(declared[output], SEED))
-    model.graph.node.extend(tape.needed({port.name for port in ports}))
+    nodes = tape.needed({port.name for port in ports})
+    model.graph.node.extend(nodes)
+    read = dict.fromkeys(name for node in nodes for name in node.input)
+    model.graph.initializer.extend(tape.constants[name] for name in read if name in tape.constants)
+    model.ir_version = max(model.ir_version, _INITIALIZERS_ALONE)
     del model.graph.output[:]
     model.graph.output.extend(ports)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.rules.notation import Call
 from onnxprune.shapes import BoolArray, Shape, Shapes
@@ -27,11 +27,12 @@ class Unsupported(Exception):
 
 @dataclass
 class Tape:
-    """Nodes in the order in which they are written. ``taken``: names that the model has already."""
+    """Nodes in the order in which they are written, and stored tensors. ``taken``: names that the model has already."""
 
     opset: int
     taken: set[str]
     nodes: list[NodeProto] = field(default_factory=list)
+    constants: dict[Name, TensorProto] = field(default_factory=dict)
 
     def write(self, op: str, inputs: Sequence[str], attributes: dict[str, Any], outputs: int = 1) -> list[Name]:
         """Add a node and return its outputs' names.
@@ -101,7 +102,9 @@ class Step:
         return self._stored(np.array(values, np.int64))
 
     def _stored(self, values: Array) -> Name:
-        return self.tape.write("Constant", [], {"value": numpy_helper.from_array(values)})[0]
+        name = self.tape.unique("constant")
+        self.tape.constants[name] = numpy_helper.from_array(values, name)
+        return name
 
     def where(self, condition: Name) -> Name:
         """1 where a condition holds and 0 elsewhere, of the type of the node's first result."""
