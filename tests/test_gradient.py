@@ -230,6 +230,11 @@ CASES = [
     c("MaxPool", (1, 2, 8), kernel_shape=[2], strides=[2]), c("MaxPool", (1, 2, 6, 6), kernel_shape=[2, 2], strides=[2, 2], outputs=2),
     *(c("AveragePool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], count_include_pad=n) for n in (0, 1)),
     c("AveragePool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 2], opset=7), c("AveragePool", (1, 2, 9), kernel_shape=[4]),
+    c("MaxPool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 1, 0, 0], opset=7),
+    c("MaxPool", (1, 2, 7, 8), kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, dilations=[2, 1], opset=13),
+    c("MaxPool", (1, 2, 7, 8), kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, dilations=[2, 1]),
+    c("MaxPool", (1, 2, 9), kernel_shape=[3], strides=[2], auto_pad="SAME_LOWER", opset=8),
+    c("MaxPool", (1, 2, 4, 4, 3), kernel_shape=[2, 3, 2], opset=11),
     c("AveragePool", (1, 2, 7, 7), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     c("AveragePool", (1, 1, 6, 6), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
     c("GlobalAveragePool", (2, 3, 4, 5)), c("GlobalMaxPool", (2, 3, 4, 5)), c("GlobalMaxPool", (2, 3, 4, 5), opset=8),
@@ -248,6 +253,7 @@ CASES = [
     c("Pad", (2, 3, 4), i(1, 2), None, i(2), opset=18),
     c("Slice", (4, 5), opset=7, starts=[1, -3], ends=[3, 100]), c("Slice", (4, 5), i(1), i(-1), i(1)), c("Slice", (4, 5), i(0), i(2)),
     c("Slice", (4, 5), i(1, 2), i(3, 9), i(0, 1), i(1, 1)),
+    c("Slice", (7, 8, 3), i(0, 1), i(7, 8), i(0, 1), i(2, 3)), c("Slice", (2, 7, 5), i(2, -4), i(99, -1), i(1, 2), i(2, 2), opset=10),
 ]
 # fmt: on
 
@@ -271,3 +277,138 @@ def test_rules_in_onnxruntime(case: Case) -> None:
 def test_every_rule_has_a_case() -> None:
     assert {case.op for case in CASES} == set(registry._VJPS)
     assert not ZERO & set(registry._VJPS)
+
+
+# whole models ----------------------------------------------------------------------------------------------------------------
+def along(model: onnx.ModelProto, feeds: Arrays, output: str, *, step: float, directions: int = 6) -> float:
+    """The largest difference of gradients and differences along random directions, as a share of the gradient's length."""
+    rng = np.random.default_rng(2)
+    written, forward = onnxruntime(gradient(model, output)), onnxruntime(model)
+    seed = rng.standard_normal(forward([output], feeds)[0].shape).astype(np.float32)
+    names = [name for name, v in feeds.items() if v.dtype.kind == "f"]
+    slopes = written([f"grad__{name}" for name in names], {**feeds, "grad__seed": seed})
+    errors = []
+    for name, slope in zip(names, slopes, strict=True):
+        for direction in rng.standard_normal((directions, *slope.shape)):
+            ends = [
+                forward([output], {**feeds, name: (feeds[name] + s * direction).astype(np.float32)})[0] for s in (step, -step)
+            ]
+            found = float(((ends[0].astype(np.float64) - ends[1]) * seed).sum() / (2 * step))
+            errors.append(abs(found - float((slope * direction).sum())) / max(1e-3, float(np.linalg.norm(slope))))
+    return max(errors)
+
+
+NETS = [
+    "mlp.ts",
+    "residual.ts",
+    "dense.ts",
+    "keras_cnn.tf2onnx",
+    "inverted_residual.dynamo",
+    "option_a.ts",
+    "prelu.ts",
+    "mixer.ts",
+]
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_exported_models(name: str, batch: int) -> None:
+    model = onnx.load(EXPORTED / f"{name}.onnx")
+    rng = np.random.default_rng(3)
+    feeds = {}
+    for value in model.graph.input:
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        if batch != 1 and dims[0]:
+            pytest.skip("takes one batch size")
+        feeds[value.name] = rng.standard_normal([d or (batch if k == 0 else 16) for k, d in enumerate(dims)]).astype(np.float32)
+    assert along(model, feeds, model.graph.output[0].name, step=1e-3) < 0.01
+
+
+def network(*nodes: onnx.NodeProto, shape: tuple[Any, ...] = (2, 3), opset: int = 17, **stored: np.ndarray) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(v, n) for n, v in stored.items()]
+    return wrap(list(nodes), [helper.make_tensor_value_info("x", TensorProto.DOUBLE, shape)], ["y"], tensors, opset)
+
+
+def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), [output], f"the {op}", **attributes)
+
+
+FAN_OUT = network(node("Tanh", "x", "a"), node("Mul", "a x", "b"), node("Mul", "a a", "c"), node("Sum", "a b c", "y"))
+
+
+def test_fan_out_is_summed() -> None:
+    rng = np.random.default_rng(4)
+    assert worst(FAN_OUT, {"x": rng.standard_normal((2, 3))}, rng) < TOLERANCE
+
+
+def test_wrong_rules_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    monkeypatch.setitem(registry._VJPS, "Tanh", lambda op, g, y, x: (op.Mul(g, y),))
+    assert worst(FAN_OUT, {"x": rng.standard_normal((2, 3))}, rng) > 1e-2
+
+
+def test_any_batch_size_and_broadcasting_along_it() -> None:
+    """The middle keeps one row, which is then repeated as often as there are samples."""
+    model = network(
+        node("ReduceMean", "x", "m", axes=[0]),
+        node("Sub", "x m", "d"),
+        node("Reshape", "d to", "r"),
+        node("Mul", "r r", "y"),
+        shape=("N", 6),
+        to=i(-1, 3, 2),
+    )
+    for batch in (1, 4):
+        rng = np.random.default_rng(batch)
+        assert worst(model, {"x": rng.standard_normal((batch, 6))}, rng) < TOLERANCE
+
+
+def test_steps_have_no_gradient() -> None:
+    rng = np.random.default_rng(4)
+    model = network(node("Floor", "x", "a"), node("Mul", "a x", "y"))
+    assert worst(model, {"x": rng.standard_normal((2, 3))}, rng) < TOLERANCE
+
+
+def test_only_inputs_that_the_output_depends_on() -> None:
+    model = network(node("Relu", "x", "y"))
+    model.graph.input.append(helper.make_tensor_value_info("other", TensorProto.DOUBLE, (2, 3)))
+    model.graph.node.append(helper.make_node("Exp", ["other"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.DOUBLE, (2, 3)))
+    written = gradient(model)
+    assert [v.name for v in written.graph.input] == ["x", "other", "grad__seed"]
+    assert [v.name for v in written.graph.output] == ["y", "grad__x"]
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        (network(node("Sinh", "x", "y")), "the Sinh"),
+        (network(node("Relu", "x", "a"), node("CumSum", "a axis", "y"), axis=np.array(0)), "the CumSum"),
+        (network(node("Pow", "base x", "y"), base=np.array(2.0)), "the Pow"),
+        (network(node("Conv", "w x", "y"), shape=(1, 1, 2, 2), w=w(1, 1, 4, 4)), "the Conv"),
+        (network(node("GlobalAveragePool", "x", "y"), shape=(1, 2, 3), opset=7), "the GlobalAveragePool"),
+        (network(node("ReduceSum", "x", "y", keepdims=0), opset=7), "the ReduceSum"),
+        (network(node("Pad", "x pads", "y", mode="reflect"), pads=i(0, 1, 0, 1)), "the Pad"),
+        (network(node("Slice", "x s e a t", "y"), s=i(-1), e=i(-9), a=i(1), t=i(-1)), "the Slice"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_has_no_rule_is_named(model: onnx.ModelProto, label: str) -> None:
+    graph = load(model)
+    found = backward(graph, infer(graph), "y")
+    assert (found.model, found.missing) == (None, label)
+
+
+def test_messages() -> None:
+    graph = load(FAN_OUT)
+    with pytest.raises(ModelError) as error:
+        backward(graph, infer(graph), "b")
+    assert str(error.value) == "'b' is not a graph output, so there is no gradient of it; the outputs are 'y'"
+    again = load(gradient(FAN_OUT))
+    with pytest.raises(ModelError) as error:
+        backward(again, infer(again), "y")
+    assert str(error.value) == "a tensor is called 'grad__seed', as the gradient would be; rename it"
+
+
+def test_one_rule_for_each_operator() -> None:
+    with pytest.raises(ValueError, match="operator Relu has a gradient already"):
+        registry.vjp("Relu")(find("Relu"))
