@@ -133,7 +133,7 @@ def worst(model: onnx.ModelProto, feeds: Arrays, rng: np.random.Generator, *, si
     expected = differences(model, feeds, seed)
     written, kind, run = gradient(model), np.float64, runner
     if single:
-        written, kind, run = gradient(in_single(model)), np.float32, onnxruntime
+        written, kind, run = gradient(retyped(model, TensorProto.DOUBLE, TensorProto.FLOAT)), np.float32, onnxruntime
     names = [f"grad__{name}" for name in expected]
     assert [v.name for v in written.graph.output] == ["y", *names]
     results = run(written)(names, {name: v.astype(kind) for name, v in {**feeds, "grad__seed": seed}.items()})
@@ -146,21 +146,23 @@ def onnxruntime(model: onnx.ModelProto) -> Run:
     return lambda outputs, feeds: session.run(feeds, outputs)
 
 
-def in_single(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model in float32."""
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    for value in (*single.graph.input, *single.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT
-    for stored in single.graph.initializer:
-        if stored.data_type == TensorProto.DOUBLE:
-            stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored).astype(np.float32), stored.name))
-    for node in single.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.i == TensorProto.DOUBLE:
-                attribute.i = TensorProto.FLOAT
-    del single.graph.value_info[:]
-    return single
+def retyped(model: onnx.ModelProto, old: int, new: int) -> onnx.ModelProto:
+    """The same model in another float type."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    dtype = helper.tensor_dtype_to_np_dtype(new)
+    for value in (*copy.graph.input, *copy.graph.output):
+        if value.type.tensor_type.elem_type == old:
+            value.type.tensor_type.elem_type = new
+    attributes = [(n, a) for n in copy.graph.node for a in n.attribute]
+    for tensor in (*copy.graph.initializer, *(a.t for _, a in attributes if a.HasField("t"))):
+        if tensor.data_type == old:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    for node, attribute in attributes:
+        if node.op_type == "Cast" and attribute.i == old:
+            attribute.i = new
+    del copy.graph.value_info[:]
+    return copy
 
 
 _RNG = np.random.default_rng(5)
@@ -194,7 +196,8 @@ CASES = [
     c("Sum", (2, 3), (3,), (2, 1), opset=8), c("Sum", (2, 3)), c("Sum", (2, 3), (2, 3), opset=23),
     *(c(op, (3, 4)) for op in ("Neg", "Relu", "Sigmoid", "Tanh", "Softplus", "Elu", "Selu", "HardSigmoid", "Erf", "Exp", "Abs",
                                "Identity")),
-    *(c(op, (3, 4), opset=o) for o in (7, 23) for op in ("Relu", "Sigmoid", "Softplus", "Elu", "Selu", "Abs", "Neg", "LeakyRelu")),
+    *(c(op, (3, 4), opset=o) for o in (7, 23)
+      for op in ("Relu", "Sigmoid", "Softplus", "Elu", "Selu", "Abs", "Neg", "LeakyRelu")),
     *(c(op, (3, 4), low=0.3, opset=o) for op in ("Log", "Sqrt", "Reciprocal") for o in (7, 17)),
     c("HardSwish", (5, 9), low=-5, high=5), c("HardSwish", (5, 9), low=-5, high=5, opset=22),
     c("Elu", (3, 4), alpha=0.7), c("Selu", (3, 4), alpha=1.2, gamma=0.9), c("HardSigmoid", (3, 4), alpha=0.4, beta=0.3),
@@ -214,22 +217,26 @@ CASES = [
     c("MatMul", (3, 4), (1, 4, 5)), c("MatMul", (4,), (4,), opset=9), c("MatMul", (2, 4, 3), w(3, 2)),
     c("Conv", (2, 3, 7, 6), w(4, 3, 3, 3), w(4)), c("Conv", (2, 3, 7, 6), w(4, 3, 3, 2), strides=[2, 3], pads=[1, 0, 2, 1]),
     c("Conv", (1, 4, 8, 7), w(6, 2, 3, 3), group=2, dilations=[2, 1], pads=[2, 1, 2, 1]),
-    c("Conv", (1, 4, 6, 6), w(4, 1, 3, 3), group=4, strides=[2, 2], pads=[1, 1, 1, 1]), c("Conv", (2, 3, 9), w(2, 3, 4), strides=[3]),
+    c("Conv", (1, 4, 6, 6), w(4, 1, 3, 3), group=4, strides=[2, 2], pads=[1, 1, 1, 1]),
+    c("Conv", (2, 3, 9), w(2, 3, 4), strides=[3]),
     c("Conv", (1, 2, 4, 5, 4), w(3, 2, 2, 2, 3), strides=[1, 2, 1], pads=[0, 1, 1, 1, 0, 1]),
     *(c("Conv", (1, 2, h, 8), w(3, 2, 3, 2), auto_pad=mode, strides=[2, 3], opset=o)
       for mode in ("SAME_UPPER", "SAME_LOWER", "VALID") for h, o in ((7, 7), (6, 22))),
     # normalisation
-    *(c("BatchNormalization", (2, 3, 4, 2), w(3), w(3), w(3), w(3, positive=True), opset=o, epsilon=0.01) for o in (7, 9, 14, 15)),
+    *(c("BatchNormalization", (2, 3, 4, 2), w(3), w(3), w(3), w(3, positive=True), opset=o, epsilon=0.01)
+      for o in (7, 9, 14, 15)),
     c("BatchNormalization", (4, 3), w(3), w(3), w(3), w(3, positive=True)),
     *(c(op, (2, 3, 4), opset=o) for op in ("Softmax", "LogSoftmax") for o in (7, 11, 13, 23)),
     *(c(op, (2, 3, 4), opset=o, axis=a) for op in ("Softmax", "LogSoftmax") for o in (11, 13) for a in (0, 1, -1)),
     c("LayerNormalization", (2, 3, 4), w(4), w(4)), c("LayerNormalization", (2, 3, 4), w(3, 4), axis=1, epsilon=0.1),
     c("LayerNormalization", (2, 3, 4), w(4), w(4), opset=23),
     # pooling
-    c("MaxPool", (2, 3, 7, 6), kernel_shape=[3, 3], strides=[2, 2]), c("MaxPool", (2, 3, 7, 6), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-    c("MaxPool", (1, 2, 8), kernel_shape=[2], strides=[2]), c("MaxPool", (1, 2, 6, 6), kernel_shape=[2, 2], strides=[2, 2], outputs=2),
-    *(c("AveragePool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], count_include_pad=n) for n in (0, 1)),
-    c("AveragePool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 2], opset=7), c("AveragePool", (1, 2, 9), kernel_shape=[4]),
+    c("MaxPool", (2, 2, 7, 6), kernel_shape=[3, 3], strides=[2, 2]),
+    c("MaxPool", (2, 2, 7, 6), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    c("MaxPool", (1, 2, 8), kernel_shape=[2], strides=[2]),
+    c("MaxPool", (1, 2, 6, 6), kernel_shape=[2, 2], strides=[2, 2], outputs=2),
+    *(c("AveragePool", (1, 2, 5, 4), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], count_include_pad=n) for n in (0, 1)),
+    c("AveragePool", (2, 2, 5, 6), kernel_shape=[3, 2], strides=[2, 2], opset=7), c("AveragePool", (1, 2, 9), kernel_shape=[4]),
     c("MaxPool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 1, 0, 0], opset=7),
     c("MaxPool", (1, 2, 7, 8), kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, dilations=[2, 1], opset=13),
     c("MaxPool", (1, 2, 7, 8), kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, dilations=[2, 1]),
@@ -241,25 +248,29 @@ CASES = [
     # reduction
     *(c("ReduceMean", (2, 3, 4), opset=o, axes=[1], keepdims=k) for o in (8, 13) for k in (0, 1)),
     *(c("ReduceSum", (2, 3, 4), opset=11, axes=[0, -1], keepdims=k) for k in (0, 1)), c("ReduceSum", (2, 3, 4)),
-    c("ReduceSum", (2, 3, 4), i(-1), keepdims=0), c("ReduceMean", (2, 3, 4), i(0, 2), opset=18, keepdims=0), c("ReduceMean", (2, 3)),
+    c("ReduceSum", (2, 3, 4), i(-1), keepdims=0), c("ReduceMean", (2, 3, 4), i(0, 2), opset=18, keepdims=0),
+    c("ReduceMean", (2, 3)),
     c("ReduceSum", (2, 3), i(), noop_with_empty_axes=1), c("ReduceMax", (2, 3, 4), axes=[1], keepdims=0),
     # movement
     c("Reshape", (2, 3, 4), i(0, -1)), c("Flatten", (2, 3, 4), opset=7), c("Flatten", (2, 3, 4), axis=2),
     c("Squeeze", (2, 1, 3), i(1)), c("Squeeze", (2, 1, 3), opset=11, axes=[1]), c("Squeeze", (2, 1, 3, 1)),
     c("Unsqueeze", (2, 3), i(0, 2)), c("Unsqueeze", (2, 3), opset=11, axes=[0]),
     c("Transpose", (2, 3, 4)), c("Transpose", (2, 3, 4), perm=[1, 2, 0]),
-    c("Concat", (2, 3), (2, 1), (2, 4), axis=1), c("Concat", (2, 3), (1, 3), axis=0, opset=7), c("Concat", (2, 3), (1, 3), axis=-2), c("Concat", (2, 3), w(2, 2), axis=1),
+    c("Concat", (2, 3), (2, 1), (2, 4), axis=1), c("Concat", (2, 3), (1, 3), axis=0, opset=7),
+    c("Concat", (2, 3), (1, 3), axis=-2), c("Concat", (2, 3), w(2, 2), axis=1),
     c("Pad", (2, 3, 4), opset=7, pads=[0, 1, 2, 0, 0, 3]), c("Pad", (2, 3, 4), i(0, 1, 2, 0, 0, 3), f(1.5)),
     c("Pad", (2, 3, 4), i(1, 2), None, i(2), opset=18),
-    c("Slice", (4, 5), opset=7, starts=[1, -3], ends=[3, 100]), c("Slice", (4, 5), i(1), i(-1), i(1)), c("Slice", (4, 5), i(0), i(2)),
+    c("Slice", (4, 5), opset=7, starts=[1, -3], ends=[3, 100]), c("Slice", (4, 5), i(1), i(-1), i(1)),
+    c("Slice", (4, 5), i(0), i(2)),
     c("Slice", (4, 5), i(1, 2), i(3, 9), i(0, 1), i(1, 1)),
-    c("Slice", (7, 8, 3), i(0, 1), i(7, 8), i(0, 1), i(2, 3)), c("Slice", (2, 7, 5), i(2, -4), i(99, -1), i(1, 2), i(2, 2), opset=10),
+    c("Slice", (7, 8, 3), i(0, 1), i(7, 8), i(0, 1), i(2, 3)),
+    c("Slice", (2, 7, 5), i(2, -4), i(99, -1), i(1, 2), i(2, 2), opset=10),
 ]
 # fmt: on
 
 
-# what ONNX's evaluator computes wrongly or not at all, so that float32 must do
-UNEVALUATED = [case for case in CASES if case.op == "Conv" and case.attributes.get("group") == 2]
+# transposed convolutions with groups of several channels, which ONNX's evaluator can't do, so that float32 must suffice
+UNEVALUATED = [c for c in CASES if c.attributes.get("group") == 2 or (c.op == "MaxPool" and c.opset < 16)]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in UNEVALUATED], ids=lambda case: case.name)
@@ -280,21 +291,20 @@ def test_every_rule_has_a_case() -> None:
 
 
 # whole models ----------------------------------------------------------------------------------------------------------------
-def along(model: onnx.ModelProto, feeds: Arrays, output: str, *, step: float, directions: int = 6) -> float:
-    """The largest difference of gradients and differences along random directions, as a share of the gradient's length."""
+def along(model: onnx.ModelProto, feeds: Arrays, output: str, directions: int = 2) -> float:
+    """How far gradients in float32 are from differences in float64 along random directions, as a share of their length."""
     rng = np.random.default_rng(2)
-    written, forward = onnxruntime(gradient(model, output)), onnxruntime(model)
-    seed = rng.standard_normal(forward([output], feeds)[0].shape).astype(np.float32)
-    names = [name for name, v in feeds.items() if v.dtype.kind == "f"]
-    slopes = written([f"grad__{name}" for name in names], {**feeds, "grad__seed": seed})
+    forward = ReferenceEvaluator(retyped(model, TensorProto.FLOAT, TensorProto.DOUBLE), new_ops=[Erf]).run
+    wide = {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in feeds.items()}
+    seed = rng.standard_normal(onnxruntime(model)([output], feeds)[0].shape)
+    names = [name for name, v in feeds.items() if v.dtype == np.float32]
+    slopes = onnxruntime(gradient(model, output))([f"grad__{n}" for n in names], {**feeds, "grad__seed": seed.astype(np.float32)})
     errors = []
     for name, slope in zip(names, slopes, strict=True):
         for direction in rng.standard_normal((directions, *slope.shape)):
-            ends = [
-                forward([output], {**feeds, name: (feeds[name] + s * direction).astype(np.float32)})[0] for s in (step, -step)
-            ]
-            found = float(((ends[0].astype(np.float64) - ends[1]) * seed).sum() / (2 * step))
-            errors.append(abs(found - float((slope * direction).sum())) / max(1e-3, float(np.linalg.norm(slope))))
+            ends = [forward([output], {**wide, name: wide[name] + step * direction})[0] for step in (1e-7, -1e-7)]
+            found = float(((ends[0] - ends[1]) * seed).sum() / 2e-7)
+            errors.append(abs(found - float((slope * direction).sum())) / float(np.linalg.norm(slope)))
     return max(errors)
 
 
@@ -321,7 +331,7 @@ def test_exported_models(name: str, batch: int) -> None:
         if batch != 1 and dims[0]:
             pytest.skip("takes one batch size")
         feeds[value.name] = rng.standard_normal([d or (batch if k == 0 else 16) for k, d in enumerate(dims)]).astype(np.float32)
-    assert along(model, feeds, model.graph.output[0].name, step=1e-3) < 0.01
+    assert along(model, feeds, model.graph.output[0].name) < 1e-5
 
 
 def network(*nodes: onnx.NodeProto, shape: tuple[Any, ...] = (2, 3), opset: int = 17, **stored: np.ndarray) -> onnx.ModelProto:

@@ -8,7 +8,6 @@ from onnxprune.gradient.registry import Gradients, vjp
 from onnxprune.gradient.tape import Name, Step
 from onnxprune.gradient.windows import members, transposed, windows
 
-
 _SCATTERS_SUMS = 16
 """The first opset in which elements can be added up where they are scattered to."""
 
