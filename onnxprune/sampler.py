@@ -94,7 +94,7 @@ class Standing:
         """
         if not edits:
             return self
-        axes = {(e.tensor, e.axis) for e in edits if e.all_to_all}
+        axes = {(e.tensor, e.axis) for e in edits if e.places}
         kept = tuple(e for e in self.edits if not e.approximate or (e.tensor, e.axis) not in axes)
         added = edits if len(kept) == len(self.edits) else [*kept[self.fixed :], *edits]
         start = self.coupling if len(kept) == len(self.edits) else self.base

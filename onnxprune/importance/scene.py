@@ -68,6 +68,7 @@ class Scene:
         self._handover, self._origin = handover, origin
         self._feeds: list[Feeds] | None = None
         self._activations: dict[int, Array | None] = {}
+        self._units: dict[int, Units | None] = {}
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
@@ -115,6 +116,11 @@ class Scene:
 
     def units(self, number: int) -> Units | None:
         """A group's channels as units of a dense layer; None where its filters are larger than one position, or not alone."""
+        if number not in self._units:
+            self._units[number] = self._units_of(number)
+        return self._units[number]
+
+    def _units_of(self, number: int) -> Units | None:
         readers = self.readers(number)
         made = [site for site in self.handover.sites[number] if "producer" in self.coupling.flow.roles.get(site, ())]
         sites = [site for site in made if len(self.weights.shape(site.tensor)) > 1]

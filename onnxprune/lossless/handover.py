@@ -157,17 +157,17 @@ class Handover:
         return found
 
     def _edit(self, site: Site, leaving: IntArray, heirs: IntArray, scales: Array | None) -> PlanEdit | None:
-        places = self.places(site, np.union1d(leaving, heirs))
-        if places is None:
+        found = self.places(site, np.union1d(leaving, heirs))
+        if found is None:
             return None
-        members, at = places
+        members, at = found
         channels, into = (at[np.searchsorted(members, part)] for part in (leaving, heirs))
-        factors = array("f")
+        factors, places = array("f"), 0
         if scales is not None:
-            spread = np.repeat(scales, at.shape[1]) if scales.ndim == 1 else scales
+            spread, places = (np.repeat(scales, at.shape[1]), 0) if scales.ndim == 1 else (scales, at.shape[1])
             factors.frombytes(spread.astype(np.float32).tobytes())
         given, taken = (tuple(part.ravel().tolist()) for part in (channels, into))
-        edit = PlanEdit(site.tensor, site.axis, given, taken, scales=factors)
+        edit = PlanEdit(site.tensor, site.axis, given, taken, scales=factors, places=places)
         values = self.graph.weights.read(site.tensor)
         if np.abs(values).max(initial=0) < np.sqrt(np.finfo(values.dtype).max):
             return edit  # no sum of these can be too large
