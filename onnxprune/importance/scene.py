@@ -150,7 +150,7 @@ class Scene:
 
     def _activations_of(self, number: int) -> Array | None:
         names = self._read(number)
-        seen = self._seen(tuple(names))
+        seen = self._seen(tuple(names)) if names else {}
         rows = [self._by_channel(number, name, axis, part) for name, axis in names.items() for part in seen.get(name, ())]
         if not rows or any(r is None for r in rows):
             return None
