@@ -18,6 +18,7 @@ from onnxprune.flow import Step
 from onnxprune.gradient import backward
 from onnxprune.gradient.backward import SEED
 from onnxprune.gradient.tape import PREFIX
+from onnxprune.rules import Rule
 from onnxprune.rules.linear import macs
 from onnxprune.rules.notation import letters
 from onnxprune.runtime import Session
@@ -151,12 +152,25 @@ class _Source:
                 return _Layer(step, weight, stored[0], k, places, size)
             signature = None if step.moved else rule.fit(step.call)
             if step.moved and k in rule.carries(node):
-                values = [step.call.value(j) for j in range(len(node.inputs))]
-                places = np.asarray(rule.run(execute, node, [places if j == k else v for j, v in enumerate(values)])[0])
+                moved = self._moved(execute, step, rule, k, places)
+                if moved is None:
+                    return None
+                places = moved
             elif signature is None or not rule.is_apart(signature) or step.call.outputs[0] != step.call.shape(k):
                 return None
             name = node.outputs[0]
         return None
+
+    def _moved(self, execute: Executor, step: Step, rule: Rule, k: int, places: Array) -> Array | None:
+        """Where an operator that only moves elements takes them; None where it takes others in, too."""
+        node = step.call.node
+        operands = [places if j == k else step.call.value(j) for j in range(len(node.inputs))]
+        if any(name and operand is None for name, operand in zip(node.inputs, operands, strict=True)):
+            return None
+        try:
+            return np.asarray(rule.run(execute, node, operands)[0])
+        except Exception:  # the evaluator's errors have no common base; noise does without it
+            return None
 
     def _vocabulary(self) -> int:
         """How many rows the table has that an input of integers picks from; 2 where none is."""
