@@ -235,7 +235,8 @@ CASES = [
     c("MaxPool", (2, 2, 7, 6), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     c("MaxPool", (1, 2, 8), kernel_shape=[2], strides=[2]),
     c("MaxPool", (1, 2, 6, 6), kernel_shape=[2, 2], strides=[2, 2], outputs=2),
-    *(c("AveragePool", (1, 2, 5, 4), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], count_include_pad=n) for n in (0, 1)),
+    *(c("AveragePool", (1, 2, 5, 4), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], count_include_pad=n)
+      for n in (0, 1)),
     c("AveragePool", (2, 2, 5, 6), kernel_shape=[3, 2], strides=[2, 2], opset=7), c("AveragePool", (1, 2, 9), kernel_shape=[4]),
     c("MaxPool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 1, 0, 0], opset=7),
     c("MaxPool", (1, 2, 7, 8), kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, dilations=[2, 1], opset=13),
@@ -406,6 +407,15 @@ def test_what_has_no_rule_is_named(model: onnx.ModelProto, label: str) -> None:
     graph = load(model)
     found = backward(graph, infer(graph), "y")
     assert (found.model, found.missing) == (None, label)
+
+
+@pytest.mark.parametrize("name", ["residual.ts.qdq", "residual.ts.qoperator", "lstm.ts", "unet.ts"])
+def test_what_has_no_rule_is_named_in_exported_models(name: str) -> None:
+    graph = load(EXPORTED / f"{name}.onnx")
+    found = backward(graph, infer(graph), graph.outputs[0].name)
+    assert found.model is None
+    labels = {node.label for node in graph.nodes if node.op in ("DequantizeLinear", "QLinearAdd", "LSTM", "ConvTranspose")}
+    assert found.missing in labels
 
 
 def test_messages() -> None:
