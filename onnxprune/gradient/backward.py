@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from onnxprune.assembly import all_names, arranged
 from onnxprune.errors import ModelError
-from onnxprune.gradient.registry import ZERO, find
+from onnxprune.gradient.registry import QUANTISERS, ZERO, find
 from onnxprune.gradient.tape import PREFIX, Name, Step, Tape, Unsupported
 from onnxprune.graph import Graph
 from onnxprune.rules.notation import describe
@@ -84,11 +84,15 @@ def _arrange(graph: Graph, model: ModelProto) -> dict[int, NodeProto]:
 
 
 def _active(graph: Graph, shapes: Shapes) -> set[str]:
-    """Float tensors that depend on float inputs other than in steps."""
+    """Tensors that depend on float inputs other than in steps; also quantised ones, at which there is no rule to go on by."""
     active = {port.name for port in graph.inputs if port.elem_type in FLOATS}
+    floats = (0, *FLOATS)
     for node in graph.nodes:
-        if node.op not in ZERO and not active.isdisjoint((*node.inputs, *node.captured)):
-            active |= {name for name in node.outputs if name and shapes.elem_types.get(name, 0) in (0, *FLOATS)}
+        read = active.intersection((*node.inputs, *node.captured))
+        if read and node.op not in ZERO:
+            quantised = not node.standard or node.op in QUANTISERS
+            every = quantised or any(shapes.elem_types.get(name, 0) not in floats for name in read)
+            active |= {name for name in node.outputs if name and (every or shapes.elem_types.get(name, 0) in floats)}
     return active
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from onnxprune.gradient.registry import Gradients, vjp
 from onnxprune.gradient.tape import Name, Step
+from onnxprune.weights import Array
 
 
 @vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -37,16 +38,12 @@ def pad(op: Step, g: Name, y: Name, x: Name, pads: Name = "", value: Name = "", 
     op.require(len(flat) == 2 * len(where))
     amounts = np.zeros((2, rank), np.int64)
     amounts[:, where] = flat.reshape(2, -1)
-    restored = op.pad(g, np.maximum(-amounts[0], 0).tolist(), np.maximum(-amounts[1], 0).tolist())
-    begins, ends = np.maximum(amounts, 0).tolist()
-    cut = [axis for axis in range(rank) if begins[axis] or ends[axis]]
-    last = np.iinfo(np.int64).max
-    return (op.slice(restored, cut, [begins[a] for a in cut], [-ends[a] if ends[a] else last for a in cut]),)
+    return (_moved(op, g, -amounts[0], -amounts[1]),)
 
 
 @vjp("Slice")
 def slice_(op: Step, g: Name, y: Name, x: Name, *how: Name) -> Gradients:
-    """Of step 1, along axes of known sizes."""
+    """Forwards, along axes of known sizes. Between the elements that a step takes are zeros."""
     call, shape = op.call, op.call.shape(0)
     given: list[list[int] | None] = [call.attribute("starts"), call.attribute("ends")]
     steps = None
@@ -56,12 +53,34 @@ def slice_(op: Step, g: Name, y: Name, x: Name, *how: Name) -> Gradients:
         op.require(len(values) == len(operands))
         given, steps = [values[1], values[2]], values.get(4)
     starts, ends = given
-    op.require(starts is not None and ends is not None and (steps is None or all(s == 1 for s in steps)))
     axes = call.axes(3, tuple(range(len(starts or ()))))
-    op.require(axes is not None)
-    before, after = [0] * len(shape), [0] * len(shape)
-    for axis, start, end in zip(axes or (), starts or (), ends or (), strict=True):
+    op.require(starts is not None and ends is not None and axes is not None)
+    sizes, before, after = list(op.result), [0] * len(shape), [0] * len(shape)
+    for axis, start, end, step in zip(axes or (), starts or (), ends or (), steps or [1] * len(shape), strict=False):
+        op.require(op.fixed(0)[axis] and step > 0)
         before[axis], last, _ = slice(start, end).indices(shape[axis])
         after[axis] = shape[axis] - max(last, before[axis])
-        op.require(op.fixed(0)[axis])
-    return (op.pad(g, before, after),)
+        if step > 1:
+            sizes[axis] *= step
+            after[axis] = shape[axis] - before[axis] - sizes[axis]
+            g = _spaced(op, g, axis, step, sizes)
+    return (_moved(op, g, np.array(before), np.array(after)),)
+
+
+def _moved(op: Step, value: Name, before: Array, after: Array) -> Name:
+    """With so many zeros around it along each axis; where less than none, elements leave."""
+    padded = op.pad(value, np.maximum(before, 0).tolist(), np.maximum(after, 0).tolist())
+    starts, ends = np.maximum(-before, 0).tolist(), np.maximum(-after, 0).tolist()
+    cut = [axis for axis, both in enumerate(zip(starts, ends, strict=True)) if any(both)]
+    last = int(np.iinfo(np.int64).max)
+    return op.slice(padded, cut, [starts[a] for a in cut], [-ends[a] if ends[a] else last for a in cut])
+
+
+def _spaced(op: Step, value: Name, axis: int, step: int, sizes: list[int]) -> Name:
+    """With zeros after each element along an axis; ``sizes``: afterwards."""
+    rank = len(sizes)
+    behind = [n if f else -1 for n, f in zip(sizes[axis + 1 :], op.fixed_result()[axis + 1 :], strict=True)]
+    op.require(behind.count(-1) <= 1)
+    zeros = [step - 1 if a == axis + 1 else 0 for a in range(rank + 1)]
+    padded = op.pad(op.unsqueeze(value, [axis + 1]), [0] * (rank + 1), zeros)
+    return op.Reshape(padded, op.ints([*(0 for _ in range(axis)), sizes[axis], *behind]))

@@ -15,6 +15,9 @@ Vjp = Callable[..., Gradients]
 ZERO = frozenset({"Ceil", "Floor", "Round", "Sign"})
 """Operators with float results whose derivative is zero wherever there is one."""
 
+QUANTISERS = frozenset({"DynamicQuantizeLinear", "QuantizeLinear"})
+"""Operators whose integers stand for real numbers. Other integers are positions, classes and sizes: without a gradient."""
+
 _VJPS: dict[str, Vjp] = {}
 
 

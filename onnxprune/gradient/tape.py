@@ -93,6 +93,11 @@ class Step:
         self.require(kind != 0)
         return kind
 
+    @property
+    def lowest(self) -> float:
+        """The lowest number of the type of the node's first result."""
+        return float(np.finfo(helper.tensor_dtype_to_np_dtype(self.elem_type)).min)
+
     def constant(self, values: Array | float) -> Name:
         """Values of the type of the node's first result."""
         return self._stored(np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(self.elem_type)))

@@ -27,6 +27,11 @@ class Windows:
     ends: Shape
     more: Shape
 
+    @property
+    def after(self) -> Shape:
+        """The padding at the end that windows reach."""
+        return tuple(e + max(0, -m) for e, m in zip(self.ends, self.more, strict=True))
+
 
 def windows(op: Step, kernel: Shape) -> Windows:
     """The windows of a call, over the axes of the first operand after the first two.
@@ -57,14 +62,13 @@ def windows(op: Step, kernel: Shape) -> Windows:
 
 def transposed(op: Step, g: Name, filters: Name, at: Windows, group: int) -> Name:
     """Sum up at each element what the windows have that it is in."""
-    ends = [e + max(0, -m) for e, m in zip(at.ends, at.more, strict=True)]
     return op.ConvTranspose(
         g,
         filters,
         kernel_shape=list(at.kernel),
         strides=list(at.strides),
         dilations=list(at.dilations),
-        pads=[*at.begins, *ends],
+        pads=[*at.begins, *at.after],
         output_padding=[max(0, m) for m in at.more],
         group=group,
     )
