@@ -168,7 +168,7 @@ class Scene:
     def slot(self, site: Site) -> Slot | None:
         """Where a constant can be added to what a weight makes of the channels that it reads, if it is the same everywhere."""
         sum_ = self.handover.readers[site]
-        return bias_slot(self.graph, sum_) if sum_.rule.steady(sum_.call) else None
+        return bias_slot(self.graph, sum_)
 
     def made_of(self, number: int, site: Site, constants: Array) -> Array | None:
         """What a weight makes of constants (channels,) in the channels of a group that it reads, float64 (its channels,)."""

@@ -30,6 +30,9 @@ SPREAD, MEAN = 0.1, 0.03
 """The noise' standard deviation and mean, as shares of the width of the inputs' interval; the mean counts from the value of
 the interval that is nearest to zero."""
 
+LEVELS = (-1.5, 1.5)
+"""How much of a picture is dark."""
+
 PULL, STEPS = 0.1, 3
 """How far inputs are pulled in all, as a share of the same (root mean square), and in how many steps."""
 
@@ -50,12 +53,13 @@ def synthetic(coupling: Coupling, interval: tuple[float, float], *, seed: int = 
     Yields:
         arrays by input name, of several samples each where the model takes any number.
     """
-    work = (1 + 3 * STEPS) * max(1, sum(macs(step.call) for step in coupling.flow.steps))
-    samples = int(np.clip(WORK // work, 4, SAMPLES))
-    batch = min(BATCH, samples)
     rng = np.random.default_rng(seed)
     sources = [_Source(coupling, port, interval) for port in coupling.graph.inputs]
-    pull = _Pull.of(coupling, interval)
+    pictures = any(source.first is not None and source.first.convolves for source in sources)
+    pull = None if pictures else _Pull.of(coupling, interval)
+    work = (1 if pull is None else 1 + 3 * STEPS) * max(1, sum(macs(step.call) for step in coupling.flow.steps))
+    samples = int(np.clip(WORK // work, 4, SAMPLES))
+    batch = min(BATCH, samples)
     for _ in range(-(-samples // batch)):
         feeds = {source.port.name: source.draw(rng, batch) for source in sources}
         yield feeds if pull is None else pull.pulled(feeds, rng)
@@ -112,7 +116,7 @@ class _Source:
         self.coupling, self.weights, self.port = coupling, coupling.graph.weights, port
         self.shape = coupling.shapes.inputs[port.name]
         self.dtype = helper.tensor_dtype_to_np_dtype(port.elem_type)
-        low, high = interval
+        self.interval = low, high = interval
         self.mean = min(max(0.0, low), high) + MEAN * (high - low) * (1 if low >= 0 else -1 if high <= 0 else 0)
         self.spread = SPREAD * (high - low)
         self.first = self._first_layer() if self.dtype.kind == "f" else None
@@ -126,16 +130,20 @@ class _Source:
         elif self.dtype.kind in "iu":
             values = rng.integers(0, self._vocabulary(), (runs, *self.shape)).astype(self.dtype)
         else:
-            values = (self.mean + self.spread * self._noise(rng, runs)).astype(self.dtype)
+            values = self._floats(rng, runs).astype(self.dtype)
         return values.reshape(-1, *self.shape[1:]) if dynamic else values[0]
 
-    def _noise(self, rng: np.random.Generator, runs: int) -> Array:
-        """Noise of standard deviation 1, coloured by the first layer if that is dense or a convolution."""
+    def _floats(self, rng: np.random.Generator, runs: int) -> Array:
+        """Pictures where a convolution reads the input, else noise with the covariance of the first dense layer's weights."""
         shape = (runs, *self.shape)
-        coloured = None if self.first is None else self.first.noise(rng, runs)
-        if coloured is None or not np.isfinite(coloured).all() or not coloured.any():
-            return rng.standard_normal(shape).astype(np.float32)
-        return np.asarray((coloured / coloured.std()).reshape(shape))
+        drawn = None if self.first is None else self.first.noise(rng, runs)
+        if drawn is None or not np.isfinite(drawn).all() or not drawn.any():
+            return self.mean + self.spread * rng.standard_normal(shape)
+        if self.first is not None and self.first.convolves:
+            level = rng.uniform(*LEVELS, (runs, *[1] * len(self.shape)))
+            low, high = self.interval
+            return np.asarray(low + (high - low) / (1 + np.exp(-4 * (drawn.reshape(shape) - level))))
+        return np.asarray(self.mean + self.spread * (drawn / drawn.std()).reshape(shape))
 
     def _first_layer(self) -> _Layer | None:
         """The sum of products that reads the input, straight or moved about."""
@@ -193,7 +201,7 @@ class _Layer:
     def noise(self, rng: np.random.Generator, runs: int) -> Array | None:
         """Noise (runs, elements of the input); None where the layer is of another kind."""
         if self.convolves:
-            values = self._from_filters(rng, runs)
+            values = self._fields(rng, runs)
         elif self.axis is not None and self.weight.ndim == 2:
             side, axis = self.axis
             rows = np.moveaxis(self.weight, side, 1)
@@ -217,18 +225,18 @@ class _Layer:
         shared = [t for t in tokens[0] if t in tokens[1] and letters(t) and not kept & set(letters(t))]
         return (tokens[0].index(shared[0]), tokens[1].index(shared[0])) if len(shared) == 1 else None
 
-    def _from_filters(self, rng: np.random.Generator, runs: int) -> Array:
-        """White noise convolved with the filters, turned round."""
-        filters = self.weight
-        turned = np.flip(np.swapaxes(filters, 0, 1), axis=tuple(range(2, filters.ndim)))
-        dilations = self.step.call.attribute("dilations") or [1] * (filters.ndim - 2)
-        room = (np.array(dilations, np.int64) * (np.array(filters.shape[2:], np.int64) - 1)).tolist()
-        shape = [n + r for n, r in zip(self.places.shape[2:], room, strict=True)]
-        drawn = rng.standard_normal((runs, len(filters), *shape)).astype(np.float32)
-        node = helper.make_node("Conv", ["noise", "filters"], ["input"], dilations=dilations)
-        ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("noise", "filters", "input")]
-        model = helper.make_model(
-            helper.make_graph([node], "noise", ports[:2], ports[2:]), opset_imports=[helper.make_opsetid("", 17)]
+    def _fields(self, rng: np.random.Generator, runs: int) -> Array:
+        """Random fields (runs, channels, ...) of standard deviation 1 whose amplitude falls with the square of the frequency.
+
+        Neighbouring pixels are alike, as in any picture (Field 1987), and so are the channels of one pixel.
+        """
+        shape = self.places.shape[1:]
+        axes = tuple(range(2, len(shape) + 1))
+        frequency = np.sqrt(sum(np.square(f) for f in np.meshgrid(*(np.fft.fftfreq(n) for n in shape[1:]), indexing="ij")))
+        frequency.flat[0] = np.sort(frequency, axis=None)[1] if frequency.size > 1 else 1.0
+        drawn = rng.standard_normal((runs, *shape)) + 2 * rng.standard_normal((runs, 1, *shape[1:]))
+        found = np.fft.ifftn(np.fft.fftn(drawn, axes=axes) / frequency**2, axes=axes).real
+        whole = tuple(range(1, found.ndim))
+        return np.asarray(
+            (found - found.mean(axis=whole, keepdims=True)) / (found.std(axis=whole, keepdims=True) + 1e-9), np.float32
         )
-        model.ir_version = 10
-        return np.asarray(Session(model).run({"noise": drawn, "filters": np.ascontiguousarray(turned)})[0])
