@@ -18,7 +18,7 @@ from onnxprune.channels import analyse
 from onnxprune.errors import OptionError
 from onnxprune.graph import load
 from onnxprune.importance import CRITERIA, Nominator, Options, Scene, Units, criterion
-from onnxprune.importance.paoding import candidates, chain, sigmoid, table
+from onnxprune.importance.paoding import Dense, candidates, chain, definition, sigmoid, table
 from onnxprune.importance.saliency import saliency
 
 COMPAT = "paoding-1.0"
@@ -188,6 +188,25 @@ def test_groups_can_be_ranked_together() -> None:
     plan = Sampler("impact", compat=COMPAT, scope="global").nominate(model(1), 0.25)
     assert plan.edits
     assert all(set(e.scales) == {1.0} for e in plan.edits)
+
+
+def test_what_has_left_is_not_read() -> None:
+    """Where nothing was handed over, the weights that read it are still there."""
+    whole = scene_of(model(1))
+    left = np.zeros(len(whole.coupling.components.root), np.bool_)
+    left[whole.group(0).roots[[3, 5]]] = True
+    weights = chain(whole.after(whole.coupling, left, left))[1].weights
+    assert np.flatnonzero(~weights.any(axis=1)).tolist() == [3, 5]
+    assert chain(whole)[1].weights.all()
+
+
+def test_relu_has_any_upper_end_but_0_below() -> None:
+    """Even where the sum is above 0, or below it, for all inputs."""
+    nobody = np.zeros(0, np.int64)
+    first = Dense(np.ones((1, 1), np.float32), np.zeros(1, np.float32), nobody, relu=True)
+    sums = Dense(np.array([[1, -1]], np.float32), np.array([2, -2], np.float32), nobody, relu=True)
+    low, high = definition([first, sums], (-1, 1))
+    assert (low.tolist(), high.tolist()) == ([0, 0], [3, -1])
 
 
 def test_sigmoid_ends() -> None:
