@@ -37,16 +37,17 @@ def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:
     They are of the model's own weights, whatever had been changed in them for this group. Fitted on synthetic inputs to what
     the whole model makes of these.
     """
+    readers = whole.readers(number)
+    slots = [whole.slot(site) for site in readers]
+    if None in slots:  # borders that are padded see less of a constant, and synthetic inputs tell little of them
+        return []
     seen, wanted = scene.activations(number), whole.activations(number)
     if seen is None or wanted is None or len(seen) != len(wanted):
         return []
     every, roots = whole.group(number).roots, scene.group(number).roots
     stays = np.flatnonzero(np.isin(every, roots))
-    readers = whole.readers(number)
-    slots = [whole.slot(site) for site in readers]
-    shares, rest = refit(seen, wanted, _guess(whole, number, stays), centred=None not in slots)
-    shares[np.arange(len(stays)), stays] -= 1
-    edits = whole.handover.edits(number, every, every[stays], shares) or []
+    columns, shares, rest = refit(seen, wanted, stays, _guess(whole, number, stays))
+    edits = whole.handover.edits(number, every[columns], every[stays], shares) or []
     for place, (site, slot) in enumerate(zip(readers, slots, strict=True)):
         add = None if slot is None or not edits else whole.made_of(number, site, rest)
         if slot is not None and add is not None:
@@ -55,18 +56,16 @@ def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:
 
 
 def _guess(whole: Scene, number: int, stays: IntArray) -> Array:
-    """What stands in for each unit by its weights alone: itself, or as much of the most similar one as is alike."""
-    size = whole.group(number).size
-    found = np.zeros((len(stays), size))
-    found[np.arange(len(stays)), stays] = 1
+    """What stands in for each unit that has left by its weights alone: as much of the most similar one as is alike."""
+    leaves = np.setdiff1d(np.arange(whole.group(number).size), stays)
+    found = np.zeros((len(stays), len(leaves)), np.float32)
     units = whole.units(number)
-    leaves = np.setdiff1d(np.arange(size), stays)
     if units is not None and units.scales and len(leaves):
         vectors = np.concatenate([units.incoming, units.bias[:, None]], axis=1)
         lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-30)
         alike = vectors[stays] @ vectors[leaves].T / np.outer(lengths[stays], lengths[leaves])
-        best = alike.argmax(axis=0)
-        found[best, leaves] = np.maximum(alike[best, np.arange(len(leaves))], 0) * lengths[leaves] / lengths[stays[best]]
+        best, each = alike.argmax(axis=0), np.arange(len(leaves))
+        found[best, each] = np.maximum(alike[best, each], 0) * lengths[leaves] / lengths[stays[best]]
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -64,11 +63,10 @@ class PlanEdit:
 
     The ``channels`` of an axis of a stored tensor become zero, unless they are also among those ``into`` which others give
     their work: the weights of the k-th of ``channels`` are added to those of the k-th of ``into``, times the k-th of
-    ``scales``, or unchanged where that is empty. Where there are more ``channels`` than ``into``, all give to all:
-    ``scales`` has a row for each of ``into`` and a column for each of ``channels``, one row after the other; if both lists
-    are longer by a factor, that many indices in a row are one channel, and the n-th of them gives to the n-th. A constant
-    that is left over is ``add``: a vector that is added to input ``input`` of the node that writes the tensor ``node``; an
-    input that it lacks is added to zero.
+    ``scales``, or unchanged where that is empty. If ``places`` is not 0, all give to all: ``scales`` has a row for each of
+    ``into`` and a column for each of ``channels``, one row after the other; ``places`` indices in a row are one channel, and
+    the n-th of them gives to the n-th. A constant that is left over is ``add``: a vector that is added to input ``input`` of
+    the node that writes the tensor ``node``; an input that it lacks is added to zero.
     """
 
     tensor: str
@@ -79,6 +77,7 @@ class PlanEdit:
     input: int = 0
     add: tuple[float, ...] = ()
     scales: array[float] = field(default_factory=lambda: array("f"))
+    places: int = 0
 
     @property
     def approximate(self) -> bool:
@@ -86,20 +85,10 @@ class PlanEdit:
         return bool(self.scales)
 
     @property
-    def all_to_all(self) -> bool:
-        """Whether each of ``into`` takes from each of ``channels``."""
-        return bool(self.scales) and len(self.channels) > len(self.into)
-
-    @property
-    def places(self) -> int:
-        """How many indices in a row are one channel, where all give to all."""
-        return round(math.sqrt(len(self.channels) * len(self.into) / len(self.scales)))
-
-    @property
     def is_consistent(self) -> bool:
         """Whether the lists' lengths fit each other."""
-        if self.all_to_all:
-            return len(self.into) > 0 and len(self.scales) * self.places**2 == len(self.channels) * len(self.into)
+        if self.places:
+            return len(self.scales) * self.places**2 == len(self.channels) * len(self.into) > 0
         return len(self.into) in (0, len(self.channels)) and len(self.scales) in (0, len(self.into))
 
 
@@ -170,6 +159,7 @@ class Plan:
                     int(e["input"]),
                     tuple(map(float, e["add"])),
                     array("f", e.get("scales", ())),
+                    int(e.get("places", 0)),
                 )
                 for e in data.get("edits", ())
             )

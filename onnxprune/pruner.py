@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def prune(
     plan: Plan | str | Path | None = None,
     free: bool = False,
     compensate: str = "auto",
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: tuple[float, float] | None = None,
     compat: str = "",
     step: float | None = None,
     epsilons: tuple[float, ...] = (),
@@ -213,7 +213,7 @@ class Pruner:
         """
         self._model = self._model if model is None else model
         self.result = None
-        return load(self._model).proto
+        return load(self._model).assemble().complete()
 
     def prune(self, data: Data | None = None) -> Result:
         """Let the sampler's share leave, step by step, and prove and measure each model.
@@ -229,6 +229,7 @@ class Pruner:
             graph = load(self._model)
             dataset = None if data is None else datasets.read(data, graph.inputs)
         self._goal.check(dataset, self.evaluator.get_epsilons())
+        self.sampler.look_at(dataset)
         run = Run(graph, self.sampler, **self._options, plan=self._plan, data=dataset, scratch=self._scratch, clock=clock)
         recorder = Recorder(graph, self._settings(graph), folder=self._tape, evaluator=self.evaluator, data=dataset, clock=clock)
         stage = self._last_good(run, recorder)
@@ -284,7 +285,9 @@ class Pruner:
                 last, done = stage, stage.number
         if last is not None and last.number == done:
             return last
-        return run.replayed(done, self._shares[done - 1], recorder.plan(done)) if done else next(run.stages([0.0]))
+        if done:
+            return run.replayed(done, self._shares[done - 1], recorder.plan(done))
+        return replace(next(replace(run, plan=None).stages([0.0])), number=0)
 
     def _finished(self, graph: Graph, stage: Stage, recorder: Recorder, clock: Clock) -> Result:
         """The result with its report."""

@@ -146,7 +146,8 @@ class Recorder:
         standing = stage.standing
         left = {name: int((~standing.removed[g.roots]).sum()) for name, g in _named(standing).items()}
         gone = Counter({name: g.size - left[name] for name, g in _named(standing).items()})
-        gone.subtract({name: n for step in self.steps for name, n in step.moves.items()})
+        for step in self.steps:
+            gone.subtract(step.moves)
         metrics = self._measured(stage.number, stage.proved.model)
         size = cost(stage.proved.graph, infer(stage.proved.graph))
         moves = {name: n for name, n in gone.items() if n}

@@ -24,16 +24,14 @@ POOL = 256
 
 @dataclass(eq=False)
 class Spread:
-    """Values of units on some inputs: ``mean`` (units,), and what is left of them (places, units), scaled by 1/sqrt(places)."""
+    """Values (places, units) of units on some inputs: what is left beside their means, over the root of the places' number."""
 
-    mean: Array
     values: Array
 
     @classmethod
-    def of(cls, values: Array, *, centred: bool = True) -> Spread:
-        """From values (places, units); not ``centred`` where a constant can't be added to what reads them."""
-        mean = values.mean(axis=0) if centred else np.zeros(values.shape[1], values.dtype)
-        return cls(mean, (values - mean) / np.float32(len(values)) ** 0.5)
+    def of(cls, values: Array) -> Spread:
+        """From values (places, units)."""
+        return cls((values - values.mean(axis=0)) / np.float32(len(values)) ** 0.5)
 
     def order(self, outgoing: Array, count: int) -> tuple[IntArray, Array]:
         """Which units leave, the least missed first, and the variance of each that the others can't take over by then."""
@@ -87,23 +85,33 @@ class Spread:
         return np.asarray((np.eye(len(pool)) - chosen.T @ np.linalg.solve(self._inner, chosen)) / self._ridge)
 
 
-def refit(seen: Array, wanted: Array, guess: Array, *, centred: bool = True) -> tuple[Array, Array]:
+def refit(seen: Array, wanted: Array, stays: IntArray, guess: Array) -> tuple[IntArray, Array, Array]:
     """How units that are there make up for all that there were: ridge regression that shrinks towards a guess.
 
     Args:
         seen: (places, stays), the values of those that are there, now. wanted: (places, all), those of all, originally.
-        guess: (stays, all). centred: whether a constant may be added.
+        stays: int (stays,), which those are. guess: (stays, others), how often each stands in for each other.
 
     Returns:
-        shares: (stays, all), how often each stands in for each. rest: (all,), the constants beside it.
+        columns: int (changed,), the units whose work is given to others, or whose own changes.
+        shares: (stays, changed), how much more of each is added to each. rest: (all,), the constants beside it.
     """
-    x, y = seen.astype(np.float64), wanted.astype(np.float64)
-    from_x, from_y = (v.mean(axis=0) if centred else np.zeros(v.shape[1]) for v in (x, y))
-    x, y = x - from_x, y - from_y
-    ridge = RIDGE * max(float(np.square(x).sum() / x.shape[1]), 1e-12)
-    missing = y - x @ guess
+    x, y = seen.astype(np.float32), wanted.astype(np.float32)
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    x, missing = x - x_mean, y - y_mean
+    others = np.setdiff1d(np.arange(y.shape[1]), stays)
+    scale = float(np.square(x).sum()) / x.shape[1]
+    missing[:, stays] -= x
+    missing[:, others] -= x @ guess
+    columns = np.flatnonzero((np.square(missing).sum(axis=0) > 1e-10 * scale) | np.isin(np.arange(y.shape[1]), others))
+    ridge, missing = RIDGE * max(scale, 1e-12), missing[:, columns]
     if len(x) < x.shape[1]:
-        found = x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), missing)
+        inner = (x @ x.T).astype(np.float64) + ridge * np.eye(len(x))
+        found = x.T @ np.linalg.solve(inner, missing.astype(np.float64)).astype(np.float32)
     else:
-        found = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ missing)
-    return guess + found, from_y - from_x @ (guess + found)
+        found = np.linalg.solve((x.T @ x).astype(np.float64) + ridge * np.eye(x.shape[1]), (x.T @ missing).astype(np.float64))
+    found[:, np.isin(columns, others)] += guess
+    rest = y_mean.astype(np.float64)
+    rest[stays] -= x_mean
+    rest[columns] -= x_mean @ found
+    return columns, found, rest

@@ -15,7 +15,10 @@ from onnx import TensorProto, helper
 from onnxprune.channels import Coupling
 from onnxprune.errors import ModelError
 from onnxprune.flow import Step
-from onnxprune.gradient import SEED, backward
+from onnxprune.gradient import backward
+from onnxprune.gradient.backward import SEED
+from onnxprune.gradient.tape import PREFIX
+from onnxprune.rules import Rule
 from onnxprune.rules.linear import macs
 from onnxprune.rules.notation import letters
 from onnxprune.runtime import Session
@@ -33,7 +36,7 @@ PULL, STEPS = 0.1, 3
 SAMPLES, BATCH = 2048, 256
 """Synthetic inputs at most, and how many at a time."""
 
-WORK = 4_000_000_000
+WORK = 2_000_000_000
 """Multiply-accumulate operations that making them takes at most."""
 
 Feeds = dict[str, Array]
@@ -61,39 +64,42 @@ def synthetic(coupling: Coupling, interval: tuple[float, float], *, seed: int = 
 class _Pull:
     """Moves inputs to where an output rises."""
 
-    def __init__(self, session: Session, output: str, names: list[str], length: float) -> None:
-        self.session, self.output, self.names, self.length = session, output, names, length
+    def __init__(self, session: Session, shape: tuple[int, ...], length: float) -> None:
+        self.session, self.shape, self.length = session, shape, length
 
     @classmethod
     def of(cls, coupling: Coupling, interval: tuple[float, float]) -> _Pull | None:
         """For the first output of floats; None where its gradient is not known."""
         floats = [p.name for p in coupling.graph.outputs if p.elem_type == TensorProto.FLOAT]
-        found = backward(coupling.graph, coupling.shapes, floats[0]) if floats else None
-        if found is None or found.model is None:
+        shape = coupling.shapes.get(floats[0]) if floats else None
+        if shape is None:
             return None
         try:
-            return cls(Session(found.model), floats[0], found.inputs, PULL / STEPS * (interval[1] - interval[0]))
+            found = backward(coupling.graph, coupling.shapes, floats[0])
+            if found.model is None or len(found.model.graph.output) < 2:
+                return None
+            return cls(Session(found.model), shape, PULL / STEPS * (interval[1] - interval[0]))
         except ModelError:
             return None
 
     def pulled(self, feeds: Feeds, rng: np.random.Generator) -> Feeds:
-        """Inputs after all steps; as they were where the model does not run."""
-        feeds, aim = dict(feeds), None
+        """Inputs after all steps; as they were where the model does not run on them."""
+        _, *gradients = self.session.outputs
+        feeds = dict(feeds)
+        aim = self._aim(max((len(v) for v in feeds.values() if v.ndim), default=1), rng)
         try:
             for _ in range(STEPS):
-                if aim is None:
-                    aim = self._aim(feeds, rng)
-                slopes = self.session.run({**feeds, SEED: aim}, [f"grad__{name}" for name in self.names])
-                for name, slope in zip(self.names, slopes, strict=True):
+                slopes = self.session.run({**feeds, SEED: aim}, gradients)
+                for name, slope in zip((g.removeprefix(PREFIX) for g in gradients), slopes, strict=True):
                     sizes = np.sqrt(np.mean(np.square(slope), axis=tuple(range(1, slope.ndim)), keepdims=True))
                     feeds[name] = feeds[name] + (self.length * slope / (sizes + 1e-12)).astype(feeds[name].dtype)
         except ModelError:
             pass
         return feeds
 
-    def _aim(self, feeds: Feeds, rng: np.random.Generator) -> Array:
+    def _aim(self, samples: int, rng: np.random.Generator) -> Array:
         """How much each output is to rise: one class of each sample above the others, or any, at random."""
-        shape = self.session.run({**feeds, SEED: np.zeros((), np.float32)}, [self.output])[0].shape
+        shape = (samples, *self.shape[1:]) if self.shape[:1] == (1,) else self.shape
         if len(shape) == 2 and shape[1] > 1:
             return np.asarray(np.eye(shape[1])[rng.integers(shape[1], size=shape[0])] - 1 / shape[1], np.float32)
         return np.asarray(rng.choice([-1, 1], shape), np.float32)
@@ -147,12 +153,25 @@ class _Source:
                 return _Layer(step, weight, stored[0], k, places, size)
             signature = None if step.moved else rule.fit(step.call)
             if step.moved and k in rule.carries(node):
-                values = [step.call.value(j) for j in range(len(node.inputs))]
-                places = np.asarray(rule.run(execute, node, [places if j == k else v for j, v in enumerate(values)])[0])
+                moved = self._moved(execute, step, rule, k, places)
+                if moved is None:
+                    return None
+                places = moved
             elif signature is None or not rule.is_apart(signature) or step.call.outputs[0] != step.call.shape(k):
                 return None
             name = node.outputs[0]
         return None
+
+    def _moved(self, execute: Executor, step: Step, rule: Rule, k: int, places: Array) -> Array | None:
+        """Where an operator that only moves elements takes them; None where it takes others in, too."""
+        node = step.call.node
+        operands = [places if j == k else step.call.value(j) for j in range(len(node.inputs))]
+        if any(name and operand is None for name, operand in zip(node.inputs, operands, strict=True)):
+            return None
+        try:
+            return np.asarray(rule.run(execute, node, operands)[0])
+        except Exception:  # the evaluator's errors have no common base; noise does without it
+            return None
 
     def _vocabulary(self) -> int:
         """How many rows the table has that an input of integers picks from; 2 where none is."""

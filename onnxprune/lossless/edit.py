@@ -35,7 +35,7 @@ def handed_over(values: Array, edit: PlanEdit) -> tuple[IntArray, Array]:
     """What channels become that others give their weights to: their indices, and their slices, the axis first."""
     rows = np.moveaxis(values, edit.axis, 0)
     givers = np.asarray(edit.channels, np.int64)
-    if edit.all_to_all:
+    if edit.places:
         targets, runs = np.asarray(edit.into, np.int64), edit.places
         share = np.asarray(edit.scales).reshape(len(targets) // runs, len(givers) // runs)
         given = rows[givers].astype(np.float64).reshape(share.shape[1], runs, *rows.shape[1:])

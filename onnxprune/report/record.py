@@ -117,8 +117,8 @@ class Report:
     def __str__(self) -> str:
         parts = [self._costs(), self._groups(), self._free(), self._frozen()]
         if len(self.steps) > 1:
-            parts += [str(Tape({}, self.steps)), self.stopped]
-        parts.append(self.proof)
+            parts.append(str(Tape({}, self.steps)))
+        parts += [self.stopped, self.proof]
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
         return "\n\n".join(p for p in parts if p)
