@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from onnxprune.sampler import Sampler
 def network(*sizes: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     nodes, weights, name = [], [], "x"
-    for k, (i, o) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (i, o) in enumerate(pairwise(sizes)):
         weights.append(numpy_helper.from_array((rng.standard_normal((o, i)) * (2 / i) ** 0.5).astype(np.float32), f"w{k}"))
         weights.append(numpy_helper.from_array((rng.standard_normal(o) * 0.1).astype(np.float32), f"b{k}"))
         nodes.append(helper.make_node("Gemm", [name, f"w{k}", f"b{k}"], [f"y{k}"], transB=1))

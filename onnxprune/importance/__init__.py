@@ -15,12 +15,13 @@ from typing import Protocol
 from onnxprune.allocation import Scores
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import Dataset
-from onnxprune.errors import UsageError
+from onnxprune.errors import OptionError, UsageError
 from onnxprune.importance.baseline import Random
 from onnxprune.importance.impact import Impact
 from onnxprune.importance.magnitude import l1, l2
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Nominator, Pairs
+from onnxprune.importance.paoding import MODES, Paoding
 from onnxprune.importance.saliency import Saliency
 from onnxprune.importance.scene import Scene, Units
 from onnxprune.importance.stochastic import Stochastic
@@ -38,9 +39,9 @@ CRITERIA: Mapping[str, Callable[[Options], Criterion]] = {
     "l1": lambda options: l1,
     "l2": lambda options: l2,
     "random": lambda options: Random(options.seed),
-    "saliency": Saliency,
-    "impact": Impact,
-    "stochastic": Stochastic,
+    "saliency": lambda options: Paoding("saliency", options) if options.compat else Saliency(options),
+    "impact": lambda options: Paoding("impact", options) if options.compat else Impact(options),
+    "stochastic": lambda options: Paoding("stochastic", options) if options.compat else Stochastic(options),
 }
 
 
@@ -49,11 +50,14 @@ def criterion(name: "str | Criterion", options: Options) -> Criterion:
 
     Raises:
         UsageError: there is none of that name.
+        OptionError: ``compat`` is set, and the criterion has no counterpart there.
     """
     if not isinstance(name, str):
         return name
     if name not in CRITERIA:
         raise UsageError(f"criterion {name!r} does not exist; choose one of {', '.join(sorted(CRITERIA))}")
+    if options.compat and name not in MODES:
+        raise OptionError(f"criterion {name!r} does not exist in {options.compat}; choose {', '.join(MODES)}, or no compat")
     return CRITERIA[name](options)
 
 
@@ -64,6 +68,7 @@ __all__ = [
     "Nominator",
     "Options",
     "Pairs",
+    "Paoding",
     "Random",
     "Saliency",
     "Scene",

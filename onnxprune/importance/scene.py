@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,37 +58,35 @@ class Scene:
         removed: BoolArray,
         interval: tuple[float, float] = (0.0, 1.0),
         heirs: BoolArray | None = None,
-        handover: Handover | None = None,
-        origin: Scene | None = None,
+        before: Scene | None = None,
     ) -> None:
         self.coupling, self.graph, self.interval = coupling, coupling.graph, interval
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
         self._run = Kernels(self.graph)
-        self._handover, self._origin = handover, origin
-        self._feeds: list[Feeds] | None = None
-        self._activations: dict[int, Array | None] = {}
+        self._origin: Scene = self if before is None else before._origin
+        alike = before is not None and before.coupling.flow is coupling.flow
+        self._shared: dict[str, Handover] = before._shared if before is not None and alike else {}
+        self._carried = dict(before._found) if before is not None and alike else {}
+        self._found: dict[int, tuple[IntArray, Array | None]] = {}
         self._units: dict[int, Units | None] = {}
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
-        kept = self.handover.on(coupling.graph) if coupling.flow is self.coupling.flow else None
-        return Scene(coupling, removed, self.interval, heirs, kept, self._origin or self)
+        return Scene(coupling, removed, self.interval, heirs, self)
 
     @cached_property
     def handover(self) -> Handover:
         """What reads the channels, and can be given to others."""
-        return self._handover or Handover(self.coupling, all_sums(self.coupling))
+        if "handover" not in self._shared:
+            self._shared["handover"] = Handover(self.coupling, all_sums(self.coupling))
+        return self._shared["handover"].on(self.graph)
 
-    @property
+    @cached_property
     def feeds(self) -> list[Feeds]:
         """Synthetic inputs, made from the model as it was at first."""
-        if self._origin is not None:
-            return self._origin.feeds
-        if self._feeds is None:
-            self._feeds = list(synthetic(self.coupling, self.interval))
-        return self._feeds
+        return list(synthetic(self.coupling, self.interval)) if self._origin is self else self._origin.feeds
 
     def group(self, number: int) -> ChannelGroup:
         """A group with the channels that are there."""
@@ -96,23 +95,13 @@ class Scene:
         return group if stay.all() else group.only(stay)
 
     @cached_property
-    def bounds(self) -> Bounds:
-        """Bounds of all activations, for inputs within the interval."""
-        return Bounds(self.coupling, self.interval, self.weights)
-
-    @cached_property
     def effects(self) -> Effects:
-        """What changes of activations do to the outputs."""
-        return Effects(self.bounds)
+        """What changes of activations do to the outputs, within the bounds that the model has at first."""
+        return self._origin.effects if self._origin is not self else Effects(Bounds(self.coupling, self.interval, self.weights))
 
     def readers(self, number: int) -> list[Site]:
         """The weight axes by which a group's channels are read; none where something else reads them, too."""
-        roots = self.group(number).roots
-        if not self.handover.is_possible(number) or self.handover.mixed[roots].any():
-            return []
-        if len(self.handover.moved_alike([roots])) != 1 and len(roots) > 1:
-            return []
-        return [site for site in self.handover.sites[number] if site in self.handover.readers]
+        return self.handover.alone(number)
 
     def units(self, number: int) -> Units | None:
         """A group's channels as units of a dense layer; None where its filters are larger than one position, or not alone."""
@@ -144,20 +133,15 @@ class Scene:
 
         None where the channels are not seen one by one, or the model does not run on such inputs.
         """
-        if number not in self._activations:
-            self._activations[number] = self._activations_of(number)
-        return self._activations[number]
-
-    def _activations_of(self, number: int) -> Array | None:
-        names = self._read(number)
-        seen = self._seen(tuple(names)) if names else {}
-        rows = [self._by_channel(number, name, axis, part) for name, axis in names.items() for part in seen.get(name, ())]
-        if not rows or any(r is None for r in rows):
-            return None
-        found = np.concatenate([r for r in rows if r is not None])
-        if len(found) > PLACES:
-            found = found[np.random.default_rng(0).choice(len(found), PLACES, replace=False)]
-        return found if np.isfinite(found).all() else None
+        if number in self._found:
+            return self._found[number][1]
+        roots = self.group(number).roots
+        if number in self._carried and len(self._read(number)) == 1:
+            there, values = self._carried[number]  # of the channels that leave, the others of their group see nothing
+            return None if values is None else values[:, np.isin(there, roots)]
+        numbers = [number] if self._origin is not self else range(len(self.coupling.groups))
+        self._found |= {n: (self.group(n).roots, values) for n, values in self._seen(numbers).items()}
+        return self._found[number][1]
 
     def effect(self, number: int, channels: IntArray, change: Array) -> Interval | None:
         """What it does to the end of the model if a channel of a group is off by up to so much, one channel at a time.
@@ -196,18 +180,23 @@ class Scene:
         kept = [a for a, t in enumerate(tokens) if set(letters(t)) - sum_.lost]
         return total.sum(axis=tuple(a for a in range(total.ndim) if a not in kept)) if len(kept) == 1 else None
 
-    def _seen(self, names: tuple[str, ...]) -> dict[str, list[Array]]:
-        """Some tensors of the model as it is now, on synthetic inputs."""
-        model = tapped(mask(self.graph, make_plan(self.coupling, self._removed)), names)
-        found: dict[str, list[Array]] = {name: [] for name in names}
+    def _seen(self, numbers: Iterable[int]) -> dict[int, Array | None]:
+        """The activations of some groups in the model as it is now, from one run on the synthetic inputs."""
+        read = {n: self._read(n) for n in numbers}
+        rows: dict[int, dict[str, list[Array | None]]] = {n: {name: [] for name in names} for n, names in read.items()}
+        tensors = list(dict.fromkeys(name for names in read.values() for name in names))
+        if not tensors:
+            return dict.fromkeys(read)
         try:
-            session = Session(model.ready())
+            session = Session(tapped(mask(self.graph, make_plan(self.coupling, self._removed)), tensors).ready())
             for feeds in self.feeds:
-                for name, values in zip(names, session.run(feeds, names), strict=True):
-                    found[name].append(np.asarray(values, np.float32))
+                seen = dict(zip(tensors, session.run(feeds, tensors), strict=True))
+                for n, names in read.items():
+                    for name, axis in names.items():
+                        rows[n][name].append(self._by_channel(n, name, axis, np.asarray(seen[name], np.float32)))
         except ModelError:
-            return {}
-        return found
+            return dict.fromkeys(read)
+        return {n: _some([part for parts in names.values() for part in parts]) for n, names in rows.items()}
 
     def _read(self, number: int) -> dict[str, int]:
         """The tensors in which a group's channels are read, and along which axis."""
@@ -326,3 +315,14 @@ class Scene:
                 at = [places.get(int(root), -1) for root in self.group(number).roots]
                 found = first[at] if min(at) >= 0 else found
         return None if np.isnan(found).any() else found
+
+
+def _some(parts: list[Array | None]) -> Array | None:
+    """Rows below each other, always the same ones where there are many; None if any part is unknown, or not finite."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    found = np.concatenate(known)
+    if len(found) > PLACES:
+        found = found[np.random.default_rng(0).choice(len(found), PLACES, replace=False)]
+    return found if np.isfinite(found).all() else None

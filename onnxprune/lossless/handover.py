@@ -44,6 +44,7 @@ class Handover:
                     if set(factor.axes) & set(axes):
                         self.mixed[self.root[factor.labels.ravel()]] = True
         self.sites = self._sites()
+        self._alone: dict[int, list[Site]] = {}
 
     def on(self, graph: Graph) -> Handover:
         """The same for a graph of the same structure and other weights."""
@@ -56,6 +57,15 @@ class Handover:
         sites = self.sites[number]
         floats = all(self.graph.weights.elem_type(site.tensor) in FLOATS for site in sites)
         return floats and any(site in self.readers for site in sites)
+
+    def alone(self, number: int) -> list[Site]:
+        """The weight axes by which a group's channels are read one by one; none where something else reads them, too."""
+        if number not in self._alone:
+            roots = self.coupling.groups[number].roots
+            fits = self.is_possible(number) and not self.mixed[roots].any()
+            fits = fits and (len(roots) == 1 or len(self.moved_alike([roots])) == 1)
+            self._alone[number] = [site for site in self.sites[number] if site in self.readers] if fits else []
+        return self._alone[number]
 
     def edits(self, number: int, leaving: IntArray, heirs: IntArray, scales: Array | None = None) -> list[PlanEdit] | None:
         """What gives the weights that read components of a group to others, times ``scales``: one to one, or all to all.
