@@ -1,8 +1,8 @@
 """Interval arithmetic: what values activations can take for all inputs within an interval, and what a change does to them.
 
 Every node is run as it is, in onnxruntime, on the ends of its operands' intervals: a sum of products once with the positive
-and once with the negative weights; an operator that looks at each element alone at points between the ends as well, so
-that it need not be monotone; movement, pooling and reductions on each end. What no rule tells of stays unknown.
+and once with the negative weights; an operator that looks at each element alone at points between the ends and at 0 as
+well, so that it need not be monotone; movement, pooling and reductions on each end. What no rule tells of stays unknown.
 
 Interval bound propagation: Gowal et al. 2018, arXiv:1810.12715; PAODING's definition map (Meng et al. 2023).
 """
@@ -30,6 +30,9 @@ Operands = list[Array | None]
 
 POINTS = 17
 """Where an operator of one operand is looked at, from one end of the interval to the other."""
+
+EDGE, CLOSE = 1 / 64, 1e-3
+"""The share of an interval that counts as its end where slopes are looked at, and that which is too short to have one."""
 
 _ENDS = ((0, -1), (1, 1))
 
@@ -228,15 +231,17 @@ class Effects:
             room = 1e-3 * np.maximum(np.abs(own[0]), np.abs(own[1])) + 1e-3
             width = own[1] - own[0] + 2 * room
             moving = [j for j, o in enumerate(operands) if j != k and o is not None and o[0] is not o[1]]
-            marks = [own[0] - room + width * own[0].dtype.type(t) for t in np.linspace(0, 1, POINTS)]
+            marks = _marks(own[0] - room, width)
             slopes = []
             for side in (0, 1) if moving else (0,):
                 rows = [
                     self.bounds.first(step, [mark if j == k else None if o is None else o[side] for j, o in enumerate(operands)])
                     for mark in marks
                 ]
-                slopes += [(b - a) / (n - m) for a, b, m, n in zip(rows, rows[1:], marks, marks[1:], strict=False)]
-            self._slopes[key] = np.minimum.reduce(slopes), np.maximum.reduce(slopes)
+                for a, b, m, n in zip(rows, rows[1:], marks, marks[1:], strict=False):
+                    apart = n - m > CLOSE * width
+                    slopes.append(np.where(apart, (b - a) / np.where(apart, n - m, 1), np.nan).astype(b.dtype))
+            self._slopes[key] = np.fmin.reduce(slopes), np.fmax.reduce(slopes)
         return self._slopes[key]
 
 
@@ -246,11 +251,19 @@ def _named(step: Step, results: Sequence[Interval]) -> dict[str, Interval]:
 
 
 def _points(operands: Sequence[Interval | None], moving: Sequence[int]) -> Iterator[Operands]:
-    """What an operator is run on to find its bounds: points between the ends of one operand, or all corners of several."""
+    """What an operator is run on to find its bounds: points between the ends of one operand, and 0, or all corners of several."""
+    if len(moving) == 1:
+        yield [o if o is None else np.clip(0, *o).astype(o[0].dtype) if k in moving else o[0] for k, o in enumerate(operands)]
     places = [(t,) for t in np.linspace(0, 1, POINTS)] if len(moving) == 1 else list(product((0.0, 1.0), repeat=len(moving)))
     for place in places if len(moving) <= CORNERS else [(0.0,) * len(moving), (1.0,) * len(moving)]:
         where = dict(zip(moving, place, strict=True))
         yield [None if o is None else _between(*o, where[k]) if k in where else o[0] for k, o in enumerate(operands)]
+
+
+def _marks(low: Array, width: Array) -> list[Array]:
+    """Rising points from one end of an interval to the other, some close to the ends, and 0, at which many operators bend."""
+    marks = [low + width * low.dtype.type(t) for t in (*np.linspace(0, 1, POINTS), EDGE, 1 - EDGE)]
+    return list(np.sort(np.stack([*marks, np.clip(low.dtype.type(0), low, low + width)]), axis=0))
 
 
 def _between(low: Array, high: Array, t: float) -> Array:
