@@ -30,7 +30,8 @@ SHOWN = [
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
     results = {
-        name: json.loads((HERE / f"{name}.json").read_text()) for name in ("coverage", "latency", "speed", "huge", "quantize")
+        name: json.loads((HERE / f"{name}.json").read_text())
+        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact")
     }
     return {
         "operators": table(),
@@ -40,7 +41,37 @@ def blocks() -> dict[str, str]:
         "latency": _latency(results["latency"]),
         "speed": _speed(results["speed"]),
         "quantize": _quantize(results["quantize"]),
+        "paoding": _paoding(results["paoding"]),
+        "impact": _impact(results["impact"]),
     }
+
+
+def _paoding(results: dict[str, Any]) -> str:
+    """At a quarter and a half of the channels: what is left of parameters, accuracy and robustness, and the rivals' best."""
+    lines = [
+        "| network | accuracy | removed | parameters left | accuracy | best of L1, merging | robust accuracy, before | after |"
+    ]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name, found in results.items():
+        steps = found["steps"]
+        for place, step in enumerate(steps):
+            if round(step["share"], 2) not in (0.25, 0.5):
+                continue
+            rival = max(values[place] for values in found["rivals"].values())
+            epsilon = list(step["robust_accuracy"])[min(1, len(step["robust_accuracy"]) - 1)]
+            robust = [f"{100 * s['robust_accuracy'][epsilon]:.0f}" for s in (steps[0], step)]
+            lines.append(
+                f"| {name} | {100 * steps[0]['accuracy']:.1f} | {100 * step['share']:.0f} % | {step['left']:.3f} | "
+                f"{100 * step['accuracy']:.1f} | {100 * rival:.1f} | {robust[0]} (epsilon {epsilon}) | {robust[1]} |"
+            )
+    return "\n".join(lines)
+
+
+def _impact(found: dict[str, Any]) -> str:
+    return (
+        f"{found['step_s']:.2f} CPU seconds, {found['step_over_product']:.1f} times one product of two "
+        f"{found['width']} x {found['width']} matrices."
+    )
 
 
 def fill(text: str, parts: dict[str, str]) -> str:

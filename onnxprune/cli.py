@@ -127,8 +127,9 @@ def prune(
         typer.Option(metavar="MODE", help=f"What stays takes over from what leaves: {', '.join(MODES)}."),
     ] = "auto",
     interval: Annotated[
-        tuple[float, float], typer.Option(metavar="LOW HIGH", help="Of the model's inputs, for impact and compensation.")
-    ] = (0.0, 1.0),
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Of the model's inputs; the data's own, or 0 1.", show_default=False),
+    ] = None,
     compat: Annotated[
         str, typer.Option(metavar="NAME", help="paoding-1.0: choose pairs as that release does.", show_default=False)
     ] = "",

@@ -37,14 +37,16 @@ def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:
     They are of the model's own weights, whatever had been changed in them for this group. Fitted on synthetic inputs to what
     the whole model makes of these.
     """
+    readers = whole.readers(number)
+    slots = [whole.slot(site) for site in readers]
+    if None in slots:  # borders that are padded see less of a constant, and synthetic inputs tell little of them
+        return []
     seen, wanted = scene.activations(number), whole.activations(number)
     if seen is None or wanted is None or len(seen) != len(wanted):
         return []
     every, roots = whole.group(number).roots, scene.group(number).roots
     stays = np.flatnonzero(np.isin(every, roots))
-    readers = whole.readers(number)
-    slots = [whole.slot(site) for site in readers]
-    columns, shares, rest = refit(seen, wanted, stays, _guess(whole, number, stays), centred=None not in slots)
+    columns, shares, rest = refit(seen, wanted, stays, _guess(whole, number, stays))
     edits = whole.handover.edits(number, every[columns], every[stays], shares) or []
     for place, (site, slot) in enumerate(zip(readers, slots, strict=True)):
         add = None if slot is None or not edits else whole.made_of(number, site, rest)

@@ -136,8 +136,8 @@ class Run:
             if not standing.merged.any():
                 return proof.prove(standing.removed, pruned, free=None if free is None else free.removed)
             before = self.analyse(lossless.edited(self.graph, [e for e in standing.edits if not e.approximate]))
-            plain = replace(proof, coupling=before)
-            cut = plain.prove(standing.removed, apply(before, standing.removed), free=None if free is None else free.removed)
+            plain, removed = replace(proof, coupling=before), standing.removed_of(before)
+            cut = plain.prove(removed, apply(before, removed), free=None if free is None else free.removed)
             cut.close()
             merged = proof.prove(standing.removed, pruned)
             return replace(merged, verification=both(cut.verification, merged.verification))

@@ -83,7 +83,7 @@ def prune(
     plan: Plan | str | Path | None = None,
     free: bool = False,
     compensate: str = "auto",
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: tuple[float, float] | None = None,
     compat: str = "",
     step: float | None = None,
     epsilons: tuple[float, ...] = (),
@@ -229,6 +229,7 @@ class Pruner:
             graph = load(self._model)
             dataset = None if data is None else datasets.read(data, graph.inputs)
         self._goal.check(dataset, self.evaluator.get_epsilons())
+        self.sampler.look_at(dataset)
         run = Run(graph, self.sampler, **self._options, plan=self._plan, data=dataset, scratch=self._scratch, clock=clock)
         recorder = Recorder(graph, self._settings(graph), folder=self._tape, evaluator=self.evaluator, data=dataset, clock=clock)
         stage = self._last_good(run, recorder)

@@ -88,10 +88,7 @@ class Standing:
         return replace(self, removed=removed)
 
     def edited(self, edits: list[PlanEdit]) -> Standing:
-        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one.
-
-        Components keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind them.
-        """
+        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one."""
         if not edits:
             return self
         axes = {(e.tensor, e.axis) for e in edits if e.places}
@@ -101,9 +98,16 @@ class Standing:
         graph = lossless.edited(start.graph, added)
         same = graph.nodes == self.coupling.graph.nodes
         coupling = replace(self.coupling, graph=graph) if same else self.analyse(graph)
+        return replace(self, coupling=coupling, removed=self.removed_of(coupling), edits=(*kept, *edits))
+
+    def removed_of(self, coupling: Coupling) -> BoolArray:
+        """The components that have left, in an analysis of the model before or after weights were changed.
+
+        They keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind these.
+        """
         removed = np.zeros(len(coupling.components.root), np.bool_)
         removed[np.flatnonzero(self.removed)] = True
-        return replace(self, coupling=coupling, removed=removed, edits=(*kept, *edits))
+        return removed
 
 
 class Sampler:
@@ -115,7 +119,8 @@ class Sampler:
         scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`.
         compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
             the first for criteria that choose pairs, the second for others.
-        params, recursive, pool, interval, compat, seed: as in :class:`~onnxprune.importance.Options`.
+        interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
+        params, recursive, pool, compat, seed: as in :class:`~onnxprune.importance.Options`.
 
     Raises:
         UsageError: there is no criterion of that name.
@@ -134,7 +139,7 @@ class Sampler:
         params: tuple[float, float] = (0.75, 0.25),
         recursive: bool = True,
         pool: float = 2.0,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: tuple[float, float] | None = None,
         compat: str = "",
         seed: int = 0,
     ) -> None:
@@ -143,7 +148,8 @@ class Sampler:
         self.limits = Limits(ratio, scope, min_channels, round_to)
         self.compensate = compensate
         self._whole: Scene | None = None
-        self._options = Options(seed, params, recursive, pool, interval, compat)
+        self._interval = interval
+        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat)
         self._set(criterion)
 
     def set_strategy(
@@ -157,6 +163,16 @@ class Sampler:
         """
         self._options = replace(self._options, params=params, recursive=recursive)
         self._set(criterion)
+
+    def look_at(self, data: Dataset | None) -> None:
+        """Take the interval of the inputs from data, where none was given; 0 to 1 without."""
+        floats = [] if data is None else [v for v in data.inputs.values() if v.dtype.kind == "f"]
+        if self._interval is None and floats:
+            low, high = min(float(v.min()) for v in floats), max(float(v.max()) for v in floats)
+            if low < high:
+                self._options = replace(self._options, interval=(low, high))
+                self._whole = None
+                self._set(self._given)
 
     def nominate(
         self, model: Source, ratio: float | None = None, *, data: Dataset | None = None, freeze: tuple[str, ...] = ()

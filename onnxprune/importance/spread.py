@@ -24,16 +24,14 @@ POOL = 256
 
 @dataclass(eq=False)
 class Spread:
-    """Values of units on some inputs: ``mean`` (units,), and what is left of them (places, units), scaled by 1/sqrt(places)."""
+    """Values (places, units) of units on some inputs: what is left beside their means, over the root of the places' number."""
 
-    mean: Array
     values: Array
 
     @classmethod
-    def of(cls, values: Array, *, centred: bool = True) -> Spread:
-        """From values (places, units); not ``centred`` where a constant can't be added to what reads them."""
-        mean = values.mean(axis=0) if centred else np.zeros(values.shape[1], values.dtype)
-        return cls(mean, (values - mean) / np.float32(len(values)) ** 0.5)
+    def of(cls, values: Array) -> Spread:
+        """From values (places, units)."""
+        return cls((values - values.mean(axis=0)) / np.float32(len(values)) ** 0.5)
 
     def order(self, outgoing: Array, count: int) -> tuple[IntArray, Array]:
         """Which units leave, the least missed first, and the variance of each that the others can't take over by then."""
@@ -87,20 +85,19 @@ class Spread:
         return np.asarray((np.eye(len(pool)) - chosen.T @ np.linalg.solve(self._inner, chosen)) / self._ridge)
 
 
-def refit(seen: Array, wanted: Array, stays: IntArray, guess: Array, *, centred: bool = True) -> tuple[IntArray, Array, Array]:
+def refit(seen: Array, wanted: Array, stays: IntArray, guess: Array) -> tuple[IntArray, Array, Array]:
     """How units that are there make up for all that there were: ridge regression that shrinks towards a guess.
 
     Args:
         seen: (places, stays), the values of those that are there, now. wanted: (places, all), those of all, originally.
         stays: int (stays,), which those are. guess: (stays, others), how often each stands in for each other.
-        centred: whether a constant may be added.
 
     Returns:
         columns: int (changed,), the units whose work is given to others, or whose own changes.
         shares: (stays, changed), how much more of each is added to each. rest: (all,), the constants beside it.
     """
     x, y = seen.astype(np.float32), wanted.astype(np.float32)
-    x_mean, y_mean = (v.mean(axis=0) if centred else np.zeros(v.shape[1], np.float32) for v in (x, y))
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
     x, missing = x - x_mean, y - y_mean
     others = np.setdiff1d(np.arange(y.shape[1]), stays)
     scale = float(np.square(x).sum()) / x.shape[1]

@@ -76,8 +76,9 @@ class _Pull:
             return None
         try:
             found = backward(coupling.graph, coupling.shapes, floats[0])
-            length = PULL / STEPS * (interval[1] - interval[0])
-            return None if found.model is None else cls(Session(found.model), shape, length)
+            if found.model is None or len(found.model.graph.output) < 2:
+                return None
+            return cls(Session(found.model), shape, PULL / STEPS * (interval[1] - interval[0]))
         except ModelError:
             return None
 
