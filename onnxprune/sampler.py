@@ -208,7 +208,8 @@ class Sampler:
                 edits = merged(scene, number, pairs) if self._mode == "merge" else []
                 standing = standing.without(scene.group(number).roots[pairs.leaves]).edited(edits)
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
-                count = count - len(pairs.leaves) if self._options.recursive and len(pairs.leaves) else 0
+                again = self._options.recursive and not self._options.compat and len(pairs.leaves)
+                count = count - len(pairs.leaves) if again else 0
             if self._mode == "least-squares" and scene.group(number).size < whole.group(number).size:
                 standing = standing.edited(refitted(scene, whole, number))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
