@@ -1,8 +1,8 @@
 """Interval arithmetic: what values activations can take for all inputs within an interval, and what a change does to them.
 
 Every node is run as it is, in onnxruntime, on the ends of its operands' intervals: a sum of products once with the positive
-and once with the negative weights; an operator that looks at each element alone at points between the ends as well, so
-that it need not be monotone; movement, pooling and reductions on each end. What no rule tells of stays unknown.
+and once with the negative weights; an operator that looks at each element alone at points between the ends and at 0 as
+well, so that it need not be monotone; movement, pooling and reductions on each end. What no rule tells of stays unknown.
 
 Interval bound propagation: Gowal et al. 2018, arXiv:1810.12715; PAODING's definition map (Meng et al. 2023).
 """
@@ -30,6 +30,9 @@ Operands = list[Array | None]
 
 POINTS = 17
 """Where an operator of one operand is looked at, from one end of the interval to the other."""
+
+EDGE, CLOSE = 1 / 64, 1e-3
+"""The share of an interval that counts as its end where slopes are looked at, and that which is too short to have one."""
 
 _ENDS = ((0, -1), (1, 1))
 
@@ -59,11 +62,9 @@ class Bounds:
                 self._found[port.name] = np.full(shape, interval[0], dtype), np.full(shape, interval[1], dtype)
         for step in coupling.flow.steps:
             try:
-                found = self._bound(step)
+                self._found |= _named(step, self._bound(step))
             except ModelError:
                 continue  # what onnxruntime can't run alone stays unknown
-            if found is not None:
-                self._found[step.call.node.outputs[0]] = found
 
     def of(self, name: str) -> Interval | None:
         """The bounds of a tensor; the same array twice where it is constant; None where they are not known."""
@@ -81,32 +82,39 @@ class Bounds:
         known = all(o is not None for o, name in zip(found, node.inputs, strict=True) if name)
         return found if known and not node.border and not node.captured else None
 
-    def _bound(self, step: Step) -> Interval | None:
+    def _bound(self, step: Step) -> list[Interval]:
+        """Bounds of a node's results, the first ones or all; none where they are not known."""
         operands = self.operands(step)
         if operands is None:
-            return None
+            return []
         sides = [[None if o is None else o[side] for o in operands] for side in (0, 1)]
         moving = [k for k, o in enumerate(operands) if o is not None and o[0] is not o[1]]
         if not moving:
             value = self.first(step, sides[0])
-            return value, value
+            return [(value, value)]
         rule = step.rule
         if rule is None or not step.understood:
-            return None
+            return []
         signature = None if step.moved else rule.fit(step.call)
-        if step.moved or rule.rises:
-            return self.first(step, sides[0]), self.first(step, sides[1])
+        if step.moved:
+            return list(zip(self.results(step, sides[0]), self.results(step, sides[1]), strict=True))
+        if rule.rises:
+            return [(self.first(step, sides[0]), self.first(step, sides[1]))]
         if rule.product and len(moving) == 1:
             ends = self.summed(step, rule, sides, moving[0])
-            return np.minimum(*ends), np.maximum(*ends)
+            return [(np.minimum(*ends), np.maximum(*ends))]
         if signature is not None and rule.is_apart(signature):
             values = [self.first(step, point) for point in _points(operands, moving)]
-            return np.minimum.reduce(values), np.maximum.reduce(values)
-        return None
+            return [(np.minimum.reduce(values), np.maximum.reduce(values))]
+        return []
+
+    def results(self, step: Step, operands: Sequence[Array | None]) -> list[Array]:
+        """A node's results for some operands."""
+        return [np.asarray(result) for result in self._run(step.call.node, operands)]
 
     def first(self, step: Step, operands: Sequence[Array | None]) -> Array:
-        """A node's first result for some operands."""
-        return np.asarray(self._run(step.call.node, operands)[0])
+        """The first of them."""
+        return self.results(step, operands)[0]
 
     def summed(self, step: Step, rule: Rule, sides: list[Operands], k: int, *, added: bool = True) -> Interval:
         """A sum of products of operand ``k`` with constants: its positive weights apart from its negative ones."""
@@ -165,43 +173,42 @@ class Effects:
             if not changed:
                 continue
             work += 4 * count * macs(step.call)
-            after = self._changed(step, [reached.get(n) for n in node.inputs]) if work < WORK else None
-            if after is None:
+            after = self._changed(step, [reached.get(n) for n in node.inputs]) if work < WORK else []
+            if not after:
                 ends |= {node.inputs[k]: reached[node.inputs[k]] for k in changed}
-            elif len(after[0]) != count:
+            elif any(len(low) != count for low, _ in after):
                 raise ValueError("the changes were mixed")
             else:
-                reached[node.outputs[0]] = after
+                reached |= _named(step, after)
         ends |= {port.name: reached[port.name] for port in coupling.graph.outputs if port.name in reached}
         nothing = np.zeros((count, 0), np.float32)
         low, high = ([nothing, *(_watched(end[side].reshape(count, -1)) for end in ends.values())] for side in (0, 1))
         return np.concatenate(low, axis=1), np.concatenate(high, axis=1)
 
-    def _changed(self, step: Step, changes: list[Interval | None]) -> Interval | None:
-        """What changes of its operands do to a node's result."""
+    def _changed(self, step: Step, changes: list[Interval | None]) -> list[Interval]:
+        """What changes of its operands do to a node's results; empty where that is not known."""
         bounds, rule = self.bounds, step.rule
         operands = bounds.operands(step)
         if operands is None or rule is None or not step.understood:
-            return None
+            return []
         base: Operands = [None if o is None else o[0] for o in operands]
         changed = [k for k, c in enumerate(changes) if c is not None]
         if step.moved or rule.rises:
             if rule.rises and changed != [0]:
-                return None
+                return []
             still = [None if b is None else b if b.dtype.kind in "iub" else np.zeros_like(b) for b in base]
             lows, highs = ([still[k] if c is None else sign * c[side] for k, c in enumerate(changes)] for side, sign in _ENDS)
-            return -bounds.first(step, lows), bounds.first(step, highs)
+            both = zip(bounds.results(step, lows), bounds.results(step, highs), strict=True)
+            return [(-low, high) for low, high in both][: None if step.moved else 1]
         if rule.product:
             constant = all(o is None or o[0] is o[1] or k in changed for k, o in enumerate(operands))
             if len(changed) > 1 or not constant:
-                return None
+                return []
             sides = [[b if c is None else c[side] for b, c in zip(base, changes, strict=True)] for side in (0, 1)]
             ends = bounds.summed(step, rule, sides, changed[0], added=False)
-            return np.minimum(*ends), np.maximum(*ends)
+            return [(np.minimum(*ends), np.maximum(*ends))]
         signature = rule.fit(step.call)
-        if signature is None or not rule.is_apart(signature):
-            return None
-        return self._bent(step, operands, changes)
+        return [self._bent(step, operands, changes)] if signature is not None and rule.is_apart(signature) else []
 
     def _bent(self, step: Step, operands: list[Interval | None], changes: list[Interval | None]) -> Interval:
         """Changes times the slopes that a node has within the bounds of its operands, added up."""
@@ -224,24 +231,39 @@ class Effects:
             room = 1e-3 * np.maximum(np.abs(own[0]), np.abs(own[1])) + 1e-3
             width = own[1] - own[0] + 2 * room
             moving = [j for j, o in enumerate(operands) if j != k and o is not None and o[0] is not o[1]]
-            marks = [own[0] - room + width * own[0].dtype.type(t) for t in np.linspace(0, 1, POINTS)]
+            marks = _marks(own[0] - room, width)
             slopes = []
             for side in (0, 1) if moving else (0,):
                 rows = [
                     self.bounds.first(step, [mark if j == k else None if o is None else o[side] for j, o in enumerate(operands)])
                     for mark in marks
                 ]
-                slopes += [(b - a) / (n - m) for a, b, m, n in zip(rows, rows[1:], marks, marks[1:], strict=False)]
-            self._slopes[key] = np.minimum.reduce(slopes), np.maximum.reduce(slopes)
+                for a, b, m, n in zip(rows, rows[1:], marks, marks[1:], strict=False):
+                    apart = n - m > CLOSE * width
+                    slopes.append(np.where(apart, (b - a) / np.where(apart, n - m, 1), np.nan).astype(b.dtype))
+            self._slopes[key] = np.fmin.reduce(slopes), np.fmax.reduce(slopes)
         return self._slopes[key]
 
 
+def _named(step: Step, results: Sequence[Interval]) -> dict[str, Interval]:
+    """A node's results, or the first of them, by name."""
+    return dict(zip(filter(None, step.call.node.outputs), results, strict=False))
+
+
 def _points(operands: Sequence[Interval | None], moving: Sequence[int]) -> Iterator[Operands]:
-    """What an operator is run on to find its bounds: points between the ends of one operand, or all corners of several."""
+    """What an operator is run on to find its bounds: points between the ends of one operand, and 0, or all corners of several."""
+    if len(moving) == 1:
+        yield [o if o is None else np.clip(0, *o).astype(o[0].dtype) if k in moving else o[0] for k, o in enumerate(operands)]
     places = [(t,) for t in np.linspace(0, 1, POINTS)] if len(moving) == 1 else list(product((0.0, 1.0), repeat=len(moving)))
     for place in places if len(moving) <= CORNERS else [(0.0,) * len(moving), (1.0,) * len(moving)]:
         where = dict(zip(moving, place, strict=True))
         yield [None if o is None else _between(*o, where[k]) if k in where else o[0] for k, o in enumerate(operands)]
+
+
+def _marks(low: Array, width: Array) -> list[Array]:
+    """Rising points from one end of an interval to the other, some close to the ends, and 0, at which many operators bend."""
+    marks = [low + width * low.dtype.type(t) for t in (*np.linspace(0, 1, POINTS), EDGE, 1 - EDGE)]
+    return list(np.sort(np.stack([*marks, np.clip(low.dtype.type(0), low, low + width)]), axis=0))
 
 
 def _between(low: Array, high: Array, t: float) -> Array:

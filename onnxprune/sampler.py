@@ -203,11 +203,13 @@ class Sampler:
         scene = whole.after(standing.coupling, standing.removed, standing.heirs)
         scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
         for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits)):
-            if count:
+            while count:
                 pairs = self._choose(scene, number, count, data)
                 edits = merged(scene, number, pairs) if self._mode == "merge" else []
                 standing = standing.without(scene.group(number).roots[pairs.leaves]).edited(edits)
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
+                again = self._options.recursive and not self._options.compat and len(pairs.leaves)
+                count = count - len(pairs.leaves) if again else 0
             if self._mode == "least-squares" and scene.group(number).size < whole.group(number).size:
                 standing = standing.edited(refitted(scene, whole, number))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)

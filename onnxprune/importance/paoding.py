@@ -62,7 +62,8 @@ class Paoding(Saliency):
     """A criterion as PAODING-DL 1.0 has it; ``mode`` is one of ``MODES``.
 
     Other layers' channels, and all of a model whose dense layers are not one chain (2-D inputs, each read by the next
-    alone): the L1 norm of their filters. Scaling between two layers, as by BatchNormalization, is skipped as there.
+    alone): the L1 norm of their filters. Scaling between two layers, as by BatchNormalization, is skipped as there. Where
+    groups are ranked together, which the original can't, they are ranked as by :class:`Saliency`.
     """
 
     def __init__(self, mode: str, options: Options | None = None) -> None:
@@ -87,19 +88,6 @@ class Paoding(Saliency):
         rows = {int(root): row for row, root in enumerate(scene.group(number).roots)}
         stays, leaves = (np.array([rows[int(layers[at].owners[pair[k]])] for pair in pool], np.int64) for k in (0, 1))
         return Pairs(leaves, stays, np.ones(len(pool)))
-
-    def rank(self, scene: Scene, number: int) -> Scores | None:
-        """The lowest saliency with which each unit leaves, float64 (units,); the original has no counterpart."""
-        layers = chain(scene)
-        at = _place(layers, scene, number)
-        if at is None:
-            return None
-        free = ~self._used(scene, number, layers[at])
-        possible = free[:, None] & free & ~np.eye(len(free), dtype=np.bool_)
-        lowest = np.where(possible, np.nan_to_num(table(*layers[at : at + 2]), nan=np.inf, posinf=np.inf), np.inf).min(axis=1)
-        rows = {int(root): row for row, root in enumerate(layers[at].owners)}
-        lowest = lowest[[rows[int(root)] for root in scene.group(number).roots]]
-        return np.asarray(np.nan_to_num(lowest, posinf=float(np.max(lowest[np.isfinite(lowest)], initial=1.0))))
 
     def _used(self, scene: Scene, number: int, layer: Dense) -> BoolArray:
         """The units of a layer that may not take part."""
@@ -206,12 +194,13 @@ def chain(scene: Scene) -> list[Dense]:
         try:
             if rule is not None and rule.product and step.call.rank(k) == 2:
                 size = step.call.shape(k)[1]
-                if layers and (node.inputs[k] != name or not _same(layers[-1].owners, _owners(scene, name), size)):
+                owners = _owners(scene, node.inputs[k])
+                if layers and (node.inputs[k] != name or len(owners) != size or (owners != layers[-1].owners).any()):
                     return []
                 bias = first(np.zeros((1, size), np.float32))[0]
                 known[:] = [v if v is None or j not in (rule.plus or ()) else np.zeros_like(v) for j, v in enumerate(known)]
                 weights = first(np.eye(size, dtype=np.float32))
-                weights[left[layers[-1].owners] if layers else []] = 0
+                weights[left[owners] if layers else []] = 0
                 name = node.outputs[0]
                 layers.append(Dense(weights, bias, _owners(scene, name)))
             elif layers and node.inputs[k] == name:
@@ -254,7 +243,3 @@ def _owners(scene: Scene, name: str) -> IntArray:
     factors = scene.coupling.flow.tensors[name].factors if name in scene.coupling.flow.tensors else ()
     found = [scene.coupling.components.root[f.labels.ravel()] for f in factors if f.axes == (1,)]
     return np.asarray(found[0] if found else [], np.int64)
-
-
-def _same(one: IntArray, other: IntArray, size: int) -> bool:
-    return len(one) == size and np.array_equal(one, other)
