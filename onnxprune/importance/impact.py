@@ -44,10 +44,20 @@ class Impact(Saliency):
     unit the others can't take over is known from synthetic inputs (:mod:`~onnxprune.importance.spread`); that much, twice its
     standard deviation up or down, is followed to the outputs by interval arithmetic. The score is ``alpha L / max L + beta E /
     max E`` of the size ``L`` and the evenness ``E`` of what arrives: sums, unlike the sigmoids of PAODING's, that never
-    saturate.
+    saturate. Channels of a convolution leave in the order in which they would be missed, without the way to the outputs.
     """
 
     compensation = "least-squares"
+
+    def nominate(self, scene: Scene, number: int, count: int) -> Pairs | None:
+        """At most ``count`` channels; None where stored weights do not read them one by one."""
+        if scene.units(number) is not None:
+            return super().nominate(scene, number, count)
+        values = scene.activations(number)
+        if values is None:
+            return None
+        leaves, _ = Spread.of(values).order(scene.outgoing(number), count)
+        return Pairs(leaves, np.full(len(leaves), -1))
 
     def choose(self, scene: Scene, number: int, units: Units, free: BoolArray, count: int) -> Pairs:
         """The pairs that leave; none of them has a single stand-in where all that stay can take over."""

@@ -125,8 +125,11 @@ class Scene:
             incoming.append(rows * gain[:, None])
             biases.append(shift)
             scales = scales and self._scales(number, name)
-        outgoing = np.concatenate([self.rows(number, site) for site in readers], axis=1)
-        return Units(np.concatenate(incoming, axis=1), np.sum(biases, axis=0), outgoing, scales)
+        return Units(np.concatenate(incoming, axis=1), np.sum(biases, axis=0), self.outgoing(number), scales)
+
+    def outgoing(self, number: int) -> Array:
+        """The weights that read a group's channels, float32 (channels, numbers)."""
+        return np.concatenate([self.rows(number, site) for site in self.readers(number)], axis=1)
 
     def activations(self, number: int) -> Array | None:
         """What the readers of a group's channels see of them on synthetic inputs, float32 (places, channels).

@@ -1,8 +1,9 @@
 """Inputs made up from a model's weights alone, on which its activations behave somewhat as on real ones.
 
-Training moves the filters of the first layer within the span of the inputs, so that they take on the inputs' covariance
+Training moves the filters of a first dense layer within the span of the inputs, so that they take on the inputs' covariance
 (the neural feature ansatz: Radhakrishnan et al. 2022, arXiv:2212.13881). White noise that is sent backwards through that layer
-has it too. It is then pulled, in a few steps of fixed length, to where one output rises above the others.
+has it too. It is then pulled, in a few steps of fixed length, to where one output rises above the others. What a convolution
+reads is a picture, or something like one: random fields of which neighbours are alike.
 """
 
 from __future__ import annotations
