@@ -202,7 +202,7 @@ class _Layer:
     def noise(self, rng: np.random.Generator, runs: int) -> Array | None:
         """Noise (runs, elements of the input); None where the layer is of another kind."""
         if self.convolves:
-            values = self._fields(rng, runs)
+            values = self._fields(rng, runs * len(self.places))
         elif self.axis is not None and self.weight.ndim == 2:
             side, axis = self.axis
             rows = np.moveaxis(self.weight, side, 1)
