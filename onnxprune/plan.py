@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from array import array
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ class Plan:
     def cuts(self) -> bool:
         """Whether anything leaves."""
         return bool(self.sites or self.copies)
+
+    def without(self, tensors: Collection[str]) -> Plan:
+        """The plan without the axes of some tensors (which the model gets from an edit, and are cut along with others)."""
+        return replace(self, sites=tuple(site for site in self.sites if site.tensor not in tensors))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data (schema ``onnxprune.plan/1``)."""
@@ -222,7 +227,7 @@ def removed_by(coupling: Coupling, plan: Plan) -> BoolArray:
             raise PlanError(f"{where}: channel {int(blocked[0])} can't be cut: {reason.text} (node {reason.node!r})")
         removed[coupling.components.root[labels[drop]]] = True
     listed = {Site(s.tensor, s.axis): s.keep for s in plan.sites}
-    for again in make_plan(coupling, removed).sites:
+    for again in make_plan(coupling, removed).without(coupling.graph.added).sites:
         if listed.get(Site(again.tensor, again.axis)) != again.keep:
             raise PlanError(
                 f"plan: axis {again.axis} of {again.tensor!r} must keep {len(again.keep)} of {again.of} channels, because "

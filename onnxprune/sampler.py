@@ -61,7 +61,8 @@ class Standing:
     @property
     def plan(self) -> Plan:
         """What has happened to the model so far."""
-        return replace(make_plan(self.coupling, self.removed), edits=self.edits)
+        plan = make_plan(self.coupling, self.removed).without(self.coupling.graph.added)
+        return replace(plan, edits=self.edits)
 
     @property
     def merged(self) -> BoolArray:

@@ -119,7 +119,8 @@ class _Editing:
                     written.extend([""] * (k + 1 - len(written)))
                     written[k] = name
         weights = graph.weights.updated(self.tensors, without=self.dropped)
-        return replace(graph, proto=proto, weights=weights, nodes=tuple(self.nodes), uses=self.uses)
+        added = graph.added | set(self.new)
+        return replace(graph, proto=proto, weights=weights, nodes=tuple(self.nodes), uses=self.uses, added=added)
 
     def _store(self, name: str, tensor: TensorProto) -> None:
         self.tensors[name] = tensor
