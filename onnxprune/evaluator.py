@@ -31,6 +31,7 @@ from onnxprune.evaluate import (
     plan,
     predict,
     top_k_accuracy,
+    without_maps,
 )
 from onnxprune.files import Source, write_json
 from onnxprune.graph import Graph, load
@@ -172,10 +173,8 @@ class Evaluator:
             raise UsageError(f"gradient {gradient!r} does not exist; choose finite-difference")
         if counting not in COUNTINGS:
             raise UsageError(f"counting {counting!r} does not exist; choose one of {', '.join(COUNTINGS)}")
-        if clip is not None and not (all(map(math.isfinite, clip)) and clip[0] < clip[1]):
-            raise OptionError(
-                f"clip is {clip[0]:g} {clip[1]:g}; it is the lowest and the highest value of the inputs, low < high"
-            )
+        if clip is not None and not -math.inf < clip[0] < clip[1] < math.inf:
+            raise OptionError(f"clip is {clip[0]:g} {clip[1]:g}; it is the lowest, then the highest value of the inputs")
         if top_k < 1:
             raise OptionError(f"top_k is {top_k}; it is a number of classes, at least 1")
         if budget is not None and budget < 1:
@@ -253,7 +252,7 @@ class Evaluator:
         graph = _load(model)
         dataset = self._read(data, graph)
         budget = self._plan(graph, dataset, original is not None)
-        ready = graph.assemble().ready()
+        ready = without_maps(graph.assemble()).ready()
         session = Session(ready, threads=2)
         self._check(predict(session, dataset.take(slice(0, 1)), graph.inputs), dataset)
         if announce is not None:
@@ -358,7 +357,7 @@ def _predictions(model: Model, dataset: Dataset, graph: Graph) -> list[Array]:
     names = [p.name for p in graph.inputs], [p.name for p in other.inputs]
     if sorted(names[0]) != sorted(names[1]):
         raise DataError(f"the models can't be compared: their inputs are {names[0]} and {names[1]}")
-    return predict(other.assemble().ready(), dataset, other.inputs)
+    return predict(without_maps(other.assemble()).ready(), dataset, other.inputs)
 
 
 def _percent(share: float | None) -> str:

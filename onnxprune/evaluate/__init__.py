@@ -14,6 +14,7 @@ from onnxprune.evaluate.accuracy import (
     relative_error,
     top_k_accuracy,
 )
+from onnxprune.evaluate.classifier import without_maps
 from onnxprune.evaluate.gradient import Budget, plan
 from onnxprune.evaluate.latency import Latency, interleaved
 from onnxprune.evaluate.robustness import Robustness, attacked, fgsm, limits
@@ -43,4 +44,5 @@ __all__ = [
     "relative_error",
     "top_k_accuracy",
     "verify",
+    "without_maps",
 ]

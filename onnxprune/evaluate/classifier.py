@@ -17,7 +17,7 @@ from onnxprune.runtime import Session, tapped
 from onnxprune.structure import STANDARD, Port
 from onnxprune.weights import Array
 
-_CACHE = 1 << 19
+_CACHE = 1 << 18
 """Bytes of samples that are stacked for one run where the model takes any number; of more, convolutions get slower."""
 
 _MOST = 4096
@@ -45,17 +45,11 @@ class Classifier:
         size = sum(int(values[0].nbytes) for values in inputs.values())
         return step * max(1, min(_MOST, _CACHE // max(size, 1)) // step)
 
-    def of(self, inputs: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> Scores:
-        """Scores of some samples."""
-        padded = np.append(rows, rows[:1].repeat(-len(rows) % (self.batch or 1)))
-        found = self.scores({name: values[padded] for name, values in inputs.items()})
-        return Scores(found.values[: len(rows)], found.probabilities)
-
-    def scores(self, stack: Mapping[str, Array]) -> Scores:
-        """Scores of a stack of samples, as many as one or several runs take.
+    def run(self, stack: Mapping[str, Array]) -> Array:
+        """What is read, for a stack of samples: as many as one or several runs take.
 
         Raises:
-            ModelError: the model does not run.
+            ModelError: the model does not run, or not with a row for each sample.
         """
         count = len(next(iter(stack.values())))
         step = self.batch or count
@@ -64,10 +58,32 @@ class Classifier:
             feeds = stack if step == count else {name: values[start : start + step] for name, values in stack.items()}
             parts.append(self.session.run(feeds)[0])
         values = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        found = scores(values, self.probabilities) if isinstance(values, np.ndarray) and values.ndim else None
-        if found is None or len(found.values) != count:
+        if not isinstance(values, np.ndarray) or values.shape[:1] != (count,):
             raise ModelError(f"tensor {self.tensor!r} has no row of scores for each sample; evaluate without an attack")
+        return values
+
+    def scores(self, values: Array) -> Scores:
+        """What was read, as scores.
+
+        Raises:
+            ModelError: it can't be scores.
+        """
+        found = scores(values, self.probabilities)
+        if found is None:
+            raise ModelError(f"tensor {self.tensor!r} has shape {values.shape}, which are no scores; evaluate without an attack")
         return found
+
+    def of(self, inputs: Mapping[str, Array], rows: npt.NDArray[np.int64]) -> Scores:
+        """Scores of some samples."""
+        padded = np.append(rows, rows[:1].repeat(-len(rows) % (self.batch or 1)))
+        return self.scores(self.run({name: values[padded] for name, values in inputs.items()})[: len(rows)])
+
+
+def without_maps(model: LazyModel) -> LazyModel:
+    """The model with arrays where it gives maps from class to probability, as scikit-learn's converter makes them."""
+    arrays = {node.output[0]: node.input[0] for node in model.proto.graph.node if node.op_type == "ZipMap"}
+    names = [arrays.get(output.name, output.name) for output in model.proto.graph.output]
+    return tapped(model, names, only=True) if arrays else model
 
 
 def classifier(model: AnyModel, data: Dataset, ports: Sequence[Port], clean: Scores) -> Classifier:
