@@ -3,7 +3,7 @@
     python benchmarks/readme.py
 
 Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, latency.json,
-speed.json and huge.json beside this script, which their own scripts make.
+speed.json, huge.json and quantize.json beside this script, which their own scripts make.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ SHOWN = [
 
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
-    results = {name: json.loads((HERE / f"{name}.json").read_text()) for name in ("coverage", "latency", "speed", "huge")}
+    results = {
+        name: json.loads((HERE / f"{name}.json").read_text())
+        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact")
+    }
     return {
         "operators": table(),
         "coverage": _coverage(results["coverage"]),
@@ -37,7 +40,38 @@ def blocks() -> dict[str, str]:
         "huge": _huge(results["huge"]),
         "latency": _latency(results["latency"]),
         "speed": _speed(results["speed"]),
+        "quantize": _quantize(results["quantize"]),
+        "paoding": _paoding(results["paoding"]),
+        "impact": _impact(results["impact"]),
     }
+
+
+def _paoding(results: dict[str, Any]) -> str:
+    """At a quarter and a half of the channels: what is left of parameters, accuracy and robustness, and the rivals' best."""
+    lines = [
+        "| network | accuracy | removed | parameters left | accuracy | best of L1, merging | robust accuracy, before | after |"
+    ]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name, found in results.items():
+        steps = found["steps"]
+        for place, step in enumerate(steps):
+            if round(step["share"], 2) not in (0.25, 0.5):
+                continue
+            rival = max(values[place] for values in found["rivals"].values())
+            epsilon = list(step["robust_accuracy"])[min(1, len(step["robust_accuracy"]) - 1)]
+            robust = [f"{100 * s['robust_accuracy'][epsilon]:.0f}" for s in (steps[0], step)]
+            lines.append(
+                f"| {name} | {100 * steps[0]['accuracy']:.1f} | {100 * step['share']:.0f} % | {step['left']:.3f} | "
+                f"{100 * step['accuracy']:.1f} | {100 * rival:.1f} | {robust[0]} (epsilon {epsilon}) | {robust[1]} |"
+            )
+    return "\n".join(lines)
+
+
+def _impact(found: dict[str, Any]) -> str:
+    return (
+        f"{found['step_s']:.2f} CPU seconds, {found['step_over_product']:.1f} times one product of two "
+        f"{found['width']} x {found['width']} matrices."
+    )
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
@@ -134,6 +168,19 @@ def _speed(result: dict[str, Any]) -> str:
             *(f"| {name} | {seconds:.2f} | {ratio:.2f} | {memory:.2f} |" for name, seconds, ratio, memory in rows),
         ]
     )
+
+
+def _quantize(result: dict[str, Any]) -> str:
+    rows = ["| network | fp16: size | latency | int8, calibrated: size | latency | accuracy |"]
+    rows.append("|---|--:|--:|--:|--:|--:|")
+    for name, modes in result["models"].items():
+        half, integers = modes["fp16"], next((row for kind, row in modes.items() if "calibrated" in kind), {"error": ""})
+        if "error" in half or "error" in integers:
+            continue
+        costs = (f"{row['bytes_left']:.2f} | {row['latency_left']:.2f}" for row in (half, integers))
+        accuracy = " to ".join(f"{100 * value:.1f}" for value in integers["metrics"].get("accuracy", ()))
+        rows.append(f"| {name.split('.')[0]} | {' | '.join(costs)} | {accuracy} |")
+    return "\n".join(rows)
 
 
 def main() -> None:

@@ -79,11 +79,11 @@ def copy(path: str) -> dict[str, float]:
 
 def prune(path: str) -> dict[str, float]:
     """Load, analyse, score by L1, cut half of the channels, write."""
+    from onnxprune.allocation import allocate
     from onnxprune.channels import analyse
     from onnxprune.files import save
     from onnxprune.graph import load
     from onnxprune.importance import l1
-    from onnxprune.plan import allocate
     from onnxprune.surgery import apply
 
     before = peak()
@@ -92,7 +92,7 @@ def prune(path: str) -> dict[str, float]:
     stamps.append(time.perf_counter())
     coupling = analyse(graph)
     stamps.append(time.perf_counter())
-    scores = [l1(group, graph.weights, np.random.default_rng(0)) for group in coupling.groups]
+    scores = [l1(group, graph.weights, None) for group in coupling.groups]
     removed = allocate(coupling, scores, ratio=0.5)
     stamps.append(time.perf_counter())
     model = apply(coupling, removed)

@@ -15,26 +15,33 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    TapeError,
     UsageError,
     VerificationError,
 )
 from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.plan import Plan
-from onnxprune.pruner import Result, inspect, prune
+from onnxprune.pruner import Pruner, Result, inspect, prune
+from onnxprune.quantize import Quantized, quantize
 from onnxprune.report import Report
+from onnxprune.sampler import Sampler
 
 __all__ = [
     # verbs
     "compare",
     "inspect",
     "prune",
+    "quantize",
     # nouns
     "Comparison",
     "Evaluation",
     "Evaluator",
     "Plan",
+    "Pruner",
+    "Quantized",
     "Report",
     "Result",
+    "Sampler",
     # errors
     "DataError",
     "ModelError",
@@ -42,6 +49,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "TapeError",
     "UsageError",
     "VerificationError",
     # about

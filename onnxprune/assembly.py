@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from onnx import GraphProto, NodeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto, helper
 
 from onnxprune.lazy import LazyTensor
 from onnxprune.structure import bodies, graphs, is_open, open_graphs
@@ -74,3 +74,24 @@ def fill_subgraphs(graph: GraphProto, tensors: Mapping[str, LazyTensor]) -> None
             name = header.name
             header.CopyFrom(tensors[name].proto())
             header.name = name
+
+
+def alone(
+    proto: NodeProto, given: Sequence[bool], opset: Sequence[OperatorSetIdProto], attributes: Mapping[str, Any], op: str = ""
+) -> ModelProto:
+    """A model of one node, whose inputs are called ``in0``, ``in1``, ... where they are ``given``, without types.
+
+    ``attributes`` replace the node's own (None removes one), ``op`` its operator by another one of ONNX's.
+    """
+    node = NodeProto()
+    node.CopyFrom(proto)
+    if op:
+        node.op_type, node.domain = op, ""
+    del node.input[:]
+    node.input.extend(f"in{k}" if there else "" for k, there in enumerate(given))
+    kept = [a for a in node.attribute if a.name not in attributes]
+    kept += [helper.make_attribute(k, v) for k, v in attributes.items() if v is not None]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    taken, made = ([ValueInfoProto(name=name) for name in names if name] for names in (node.input, node.output))
+    return helper.make_model(helper.make_graph([node], "node", taken, made), opset_imports=opset)

@@ -59,7 +59,7 @@ class ChannelGroup:
         """The group with some of its channels alone."""
         number = np.cumsum(stay) - 1
         chosen = [(m, stay[m.channels]) for m in self.members]
-        members = tuple(Member(m.site, m.positions[c], number[m.channels[c]], m.producer) for m, c in chosen)
+        members = tuple(replace(m, positions=m.positions[c], channels=number[m.channels[c]]) for m, c in chosen)
         return replace(self, roots=self.roots[stay], members=members, parameters=self.parameters * int(stay.sum()) // self.size)
 
     def slices(self, weights: Weights) -> Iterator[tuple[Array, IntArray]]:

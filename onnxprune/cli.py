@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxprune import __version__
 from onnxprune.compare import compare as compare_models
+from onnxprune.compensate import MODES
 from onnxprune.demo import run as run_demo
 from onnxprune.errors import OnnxpruneError
 from onnxprune.evaluate import Budget
@@ -24,6 +25,7 @@ from onnxprune.importance import CRITERIA
 from onnxprune.operators import table
 from onnxprune.pruner import inspect as inspect_model
 from onnxprune.pruner import prune as prune_model
+from onnxprune.report import check_picture, draw
 from onnxprune.runtime import quiet
 
 app = typer.Typer(
@@ -120,20 +122,55 @@ def prune(
         bool,
         typer.Option("--free", help="First remove what changes nothing: zero, unread, constant and doubled channels."),
     ] = False,
+    compensate: Annotated[
+        str,
+        typer.Option(metavar="MODE", help=f"What stays takes over from what leaves: {', '.join(MODES)}."),
+    ] = "auto",
+    interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Of the model's inputs; the data's own, or 0 1.", show_default=False),
+    ] = None,
+    compat: Annotated[
+        str, typer.Option(metavar="NAME", help="paoding-1.0: choose pairs as that release does.", show_default=False)
+    ] = "",
+    step: Annotated[
+        float | None, typer.Option(metavar="S", help="Fraction that leaves at a time, until --ratio.", show_default=False)
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(metavar="E", help="Measure robustness against FGSM of this size.", show_default=False),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(metavar="A", help="Stop before the accuracy is lower.", show_default=False)
+    ] = None,
+    min_robustness: Annotated[
+        float | None, typer.Option(metavar="A", help="Stop before the robust accuracy is lower.", show_default=False)
+    ] = None,
+    tape: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save every step there; an interrupted run goes on from it.", show_default=False),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg|png", help="Draw what is left after each step.", show_default=False)
+    ] = None,
     report: Json = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write the model.")] = False,
 ) -> None:
     """Cut channels out of a model, prove that the result equals the masked original, and write it."""
     if output is None and not dry_run:
         raise typer.BadParameter("give the pruned model's path, or --dry-run", param_hint="-o")
-    written = [path.resolve() for path in (output, save_plan, report) if path is not None]
+    written = [path.resolve() for path in (output, save_plan, report, picture, tape) if path is not None]
     if len(set(written)) < len(written):
-        raise typer.BadParameter("the model, the plan and the report need a path each", param_hint="-o / --save-plan / --report")
+        raise typer.BadParameter("everything that is written needs a path of its own", param_hint="-o / --save-plan / --report")
+    if picture is not None and step is None:
+        raise typer.BadParameter("there is something to draw only where pruning goes in steps", param_hint="--step / --picture")
     if plan is not None and save_plan is not None:
         raise typer.BadParameter("a plan is either replayed or saved", param_hint="--plan / --save-plan")
     with _working() as progress:
         for path in filter(None, (output, save_plan, report)):
             check_output(path, model)
+        if picture is not None:
+            check_picture(picture)
         result = prune_model(
             model,
             ratio=ratio,
@@ -148,6 +185,14 @@ def prune(
             plan=plan,
             scratch=None if output is None or dry_run else output.absolute().parent,
             free=free,
+            compensate=compensate,
+            interval=interval,
+            compat=compat,
+            step=step,
+            epsilons=tuple(epsilon or ()),
+            min_accuracy=min_accuracy,
+            min_robustness=min_robustness,
+            tape=tape,
             progress=progress,
         )
         if output is not None and not dry_run:
@@ -157,6 +202,8 @@ def prune(
             result.plan.save(save_plan)
         if report is not None:
             result.report.save(report)
+        if picture is not None:
+            draw(result.report.steps, picture, title=model.name)
     print(result.report)
 
 

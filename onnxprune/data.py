@@ -31,6 +31,11 @@ class Dataset:
     labels: npt.NDArray[np.int64] | None
 
     @property
+    def arrays(self) -> dict[str, Array]:
+        """Inputs and labels by name, as :func:`read` takes them."""
+        return {**self.inputs, **({} if self.labels is None else {"labels": self.labels})}
+
+    @property
     def samples(self) -> int:
         """Number of samples."""
         return len(next(iter(self.inputs.values())))
@@ -48,6 +53,11 @@ class Dataset:
             real = min(size, self.samples - start)
             rows = np.minimum(np.arange(start, start + size), self.samples - 1) if fixed else np.arange(start, start + real)
             yield {name: values[rows] for name, values in self.inputs.items()}, real
+
+    def part(self, rows: npt.NDArray[np.int64]) -> Dataset:
+        """Some of the samples."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Dataset({name: values[rows] for name, values in self.inputs.items()}, labels)
 
 
 def fixed_batch(ports: Sequence[Port]) -> int | None:

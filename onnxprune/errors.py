@@ -3,6 +3,7 @@
     OnnxpruneError           something failed; nothing was written          exit 1
     ├── ModelError           the file is not a model that can be pruned
     ├── PlanError            a plan does not fit the model
+    ├── TapeError            a tape of progressive pruning can't be read, or is of another run
     ├── DataError            calibration or evaluation data do not fit the model
     ├── OptionError          an option has a value that makes no sense
     ├── OutputError          the result can't be written
@@ -25,6 +26,10 @@ class ModelError(OnnxpruneError):
 
 class PlanError(OnnxpruneError):
     """A plan names tensors, axes or indices that the model does not have, or splits coupled channels."""
+
+
+class TapeError(OnnxpruneError):
+    """A tape of progressive pruning that can't be read, or is of a run with other settings."""
 
 
 class DataError(OnnxpruneError):

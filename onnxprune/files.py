@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from errno import EACCES
 from pathlib import Path
 from typing import Any
 
@@ -224,15 +225,36 @@ class Scratch:
 
 
 def write_json(data: Mapping[str, Any], path: str | Path, what: str) -> None:
-    """Write JSON data.
+    """Write JSON data, as :func:`write` does.
+
+    Raises:
+        OutputError: the file can't be written; ``what`` is what it would have held.
+    """
+    write((json.dumps(data, indent=1) + "\n").encode(), path, what)
+
+
+def write(data: bytes, path: str | Path, what: str) -> None:
+    """Write a small file so that the path holds either all of it or what was there before.
 
     Raises:
         OutputError: the file can't be written; ``what`` is what it would have held.
     """
     try:
-        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{what} {str(path)!r} can't be written: {error.strerror}; choose another path") from error
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():  # a pipe or a terminal takes what comes
+            target.write_bytes(data)
+            return
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES))
+        temporary = target.with_name(f".onnxprune-{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{what} {str(path)!r} can't be written: {reason}; choose another path") from error
 
 
 def one_line(error: Exception) -> str:

@@ -60,7 +60,8 @@ class Graph:
     """A model: ``proto`` without the weights' data, ``weights`` beside it, ``nodes`` in an order in which they can run.
 
     Nodes and weights in the subgraphs of ``If``, ``Loop`` and ``Scan`` are among them; all names are distinct. A vector
-    that several nodes read has a name for each of them: ``uses`` tells which stored tensor that is.
+    that several nodes read has a name for each of them: ``uses`` tells which stored tensor that is. ``added``: stored
+    tensors that the file does not have.
     """
 
     proto: ModelProto
@@ -71,6 +72,7 @@ class Graph:
     opset: Mapping[str, int]
     uses: Mapping[str, Use]
     source: Source = field(repr=False)
+    added: frozenset[str] = frozenset()
 
     @cached_property
     def protos(self) -> tuple[NodeProto, ...]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from math import gcd
+from array import array
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from onnxprune.channels import ChannelGroup, Coupling, stored_site
-from onnxprune.errors import OptionError, PlanError
+from onnxprune.channels import Coupling, stored_site
+from onnxprune.errors import PlanError
 from onnxprune.files import write_json
 from onnxprune.flow import Site
 from onnxprune.labels import BoolArray, Fill
 
 SCHEMA = "onnxprune.plan/1"
-
-Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +62,12 @@ class PlanCopy:
 class PlanEdit:
     """Weights that are changed before anything is cut, so that what leaves is not missed.
 
-    The ``channels`` of an axis of a stored tensor become zero. Where they are copies of others, their weights are added
-    to those of the channels ``into``, one by one. Where they are constants, what they contributed is ``add``: a vector
-    that is added to input ``input`` of the node that writes the tensor ``node``; an input that it lacks is added to zero.
+    The ``channels`` of an axis of a stored tensor become zero, unless they are also among those ``into`` which others give
+    their work: the weights of the k-th of ``channels`` are added to those of the k-th of ``into``, times the k-th of
+    ``scales``, or unchanged where that is empty. If ``places`` is not 0, all give to all: ``scales`` has a row for each of
+    ``into`` and a column for each of ``channels``, one row after the other; ``places`` indices in a row are one channel, and
+    the n-th of them gives to the n-th. A constant that is left over is ``add``: a vector that is added to input ``input`` of
+    the node that writes the tensor ``node``; an input that it lacks is added to zero.
     """
 
     tensor: str
@@ -77,6 +77,20 @@ class PlanEdit:
     node: str = ""
     input: int = 0
     add: tuple[float, ...] = ()
+    scales: array[float] = field(default_factory=lambda: array("f"))
+    places: int = 0
+
+    @property
+    def approximate(self) -> bool:
+        """Whether it makes up for what leaves, rather than changing nothing."""
+        return bool(self.scales)
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the lists' lengths fit each other."""
+        if self.places:
+            return len(self.scales) * self.places**2 == len(self.channels) * len(self.into) > 0
+        return len(self.into) in (0, len(self.channels)) and len(self.scales) in (0, len(self.into))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +102,21 @@ class Plan:
     copies: tuple[PlanCopy, ...] = ()
     edits: tuple[PlanEdit, ...] = ()
 
+    @property
+    def cuts(self) -> bool:
+        """Whether anything leaves."""
+        return bool(self.sites or self.copies)
+
+    def without(self, tensors: Collection[str]) -> Plan:
+        """The plan without the axes of some tensors (which the model gets from an edit, and are cut along with others)."""
+        return replace(self, sites=tuple(site for site in self.sites if site.tensor not in tensors))
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data (schema ``onnxprune.plan/1``)."""
         sites = [s.to_dict() for s in self.sites]
         copies = [asdict(c) | {"keep": list(c.keep)} for c in self.copies]
-        edits = [asdict(e) | {name: list(getattr(e, name)) for name in ("channels", "into", "add")} for e in self.edits]
+        lists = ("channels", "into", "add", "scales")
+        edits = [{f.name: getattr(e, f.name) for f in fields(e)} | {n: list(getattr(e, n)) for n in lists} for e in self.edits]
         found = {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
         return found | ({"edits": edits} if edits else {})
 
@@ -139,6 +163,8 @@ class Plan:
                     str(e["node"]),
                     int(e["input"]),
                     tuple(map(float, e["add"])),
+                    array("f", e.get("scales", ())),
+                    int(e.get("places", 0)),
                 )
                 for e in data.get("edits", ())
             )
@@ -201,7 +227,7 @@ def removed_by(coupling: Coupling, plan: Plan) -> BoolArray:
             raise PlanError(f"{where}: channel {int(blocked[0])} can't be cut: {reason.text} (node {reason.node!r})")
         removed[coupling.components.root[labels[drop]]] = True
     listed = {Site(s.tensor, s.axis): s.keep for s in plan.sites}
-    for again in make_plan(coupling, removed).sites:
+    for again in make_plan(coupling, removed).without(coupling.graph.added).sites:
         if listed.get(Site(again.tensor, again.axis)) != again.keep:
             raise PlanError(
                 f"plan: axis {again.axis} of {again.tensor!r} must keep {len(again.keep)} of {again.of} channels, because "
@@ -213,85 +239,3 @@ def removed_by(coupling: Coupling, plan: Plan) -> BoolArray:
                 f"plan: nothing would be left of group {group.name!r}; keep at least one of its {group.size} channels"
             )
     return removed
-
-
-def allocate(
-    coupling: Coupling,
-    scores: Sequence[Scores],
-    *,
-    ratio: float,
-    scope: str = "uniform",
-    min_channels: int = 1,
-    round_to: int = 1,
-) -> BoolArray:
-    """Decide which channels leave: the lowest scores.
-
-    Args:
-        scores: float64 ``(channels,)`` for each group, larger = keep.
-        ratio: fraction of channels to remove, in [0, 1).
-        scope: ``"uniform"`` removes ``floor(n ratio + 1e-9)`` of every group's ``n`` channels. ``"global"`` ranks all
-            channels together; to make layers comparable, a group's scores are divided by their mean first.
-        min_channels: what every group keeps at least.
-        round_to: axes keep a multiple of this many indices, rounded up.
-
-    Returns:
-        bool, one entry per label component: whether it leaves.
-
-    Raises:
-        OptionError: an option outside its range.
-    """
-    check_limits(ratio, min_channels, round_to)
-    groups = coupling.groups
-    if scope == "uniform":
-        counts = [int(np.floor(g.size * ratio + 1e-9)) for g in groups]
-    elif scope == "global":
-        counts = _global_counts(groups, scores, ratio, min_channels)
-    else:
-        raise OptionError(f"scope is {scope!r}; choose uniform or global")
-    removed = np.zeros(len(coupling.components.root), np.bool_)
-    for group, values, count in zip(groups, scores, counts, strict=True):
-        keep = rounded(group, group.size - count, min_channels, round_to)
-        order = np.argsort(values, kind="stable")
-        removed[group.roots[order[: group.size - keep]]] = True
-    return removed
-
-
-def check_limits(ratio: float, min_channels: int, round_to: int) -> None:
-    """Refuse what :func:`allocate` can't work with.
-
-    Raises:
-        OptionError: an option outside its range.
-    """
-    if not 0 <= ratio < 1:
-        raise OptionError(f"ratio is {ratio}; it is the fraction of channels to remove, 0 <= ratio < 1")
-    if min_channels < 1:
-        raise OptionError(f"min-channels is {min_channels}; every layer keeps at least 1 channel")
-    if round_to < 1:
-        raise OptionError(f"round-to is {round_to}; kept channels are rounded up to a multiple of it, at least 1")
-
-
-def rounded(group: ChannelGroup, keep: int, min_channels: int, round_to: int) -> int:
-    """How many channels a group keeps if ``keep`` are wanted: no fewer than the least, rounded up."""
-    step = _step(group, round_to)
-    return min(group.size, -(-min(group.size, max(keep, min_channels)) // step) * step)
-
-
-def _global_counts(groups: Sequence[ChannelGroup], scores: Sequence[Scores], ratio: float, min_channels: int) -> list[int]:
-    """How many channels each group loses when all are ranked together, the last ``min_channels`` of each aside."""
-    total = sum(g.size for g in groups)
-    ranked: list[Scores] = []
-    for values in scores:
-        mean = float(np.mean(values)) if values.size else 0.0
-        scaled = np.sort(values / mean if mean > 0 else np.zeros_like(values))
-        ranked.append(scaled[: max(0, len(scaled) - min_channels)])
-    owner = np.repeat(np.arange(len(groups)), [len(r) for r in ranked])
-    order = np.argsort(np.concatenate(ranked), kind="stable") if ranked else np.zeros(0, np.int64)
-    lost = owner[order[: int(np.floor(total * ratio + 1e-9))]]
-    return [int(n) for n in np.bincount(lost, minlength=len(groups))]
-
-
-def _step(group: ChannelGroup, round_to: int) -> int:
-    """Channels per step so that the positions kept on the group's producer axis are a multiple of ``round_to``."""
-    member = next((m for m in group.members if m.producer), group.members[0])
-    width = max(1, len(member.positions) // group.size)
-    return round_to // gcd(round_to, width)

@@ -62,7 +62,7 @@ class Proof:
             VerificationError: the outputs differ.
         """
         plan = make_plan(self.coupling, removed)
-        if not (plan.sites or plan.copies):
+        if not plan.cuts:
             model = pruned.ready()
             Session(model, optimise=False)  # what onnxruntime can't load is refused also where nothing is cut
             return Proved(model, self.original if pruned.large else load(pruned.complete()), _NOTHING)
@@ -81,7 +81,7 @@ class Proof:
         first = self._compared(self.original.assemble(), apply(self.coupling, free), "original")
         first.close()
         second = self._compared(mask(self.coupling.graph, plan), pruned, "masked original")
-        return replace(second, verification=_both(first.verification, second.verification))
+        return replace(second, verification=both(first.verification, second.verification))
 
     def _compared(self, reference: LazyModel, candidate: LazyModel, name: str) -> Proved:
         final = self._finished(candidate, reference.loose_bytes if reference.large else None)
@@ -116,7 +116,8 @@ class Proof:
         return verification
 
 
-def _both(a: Verification, b: Verification) -> Verification:
+def both(a: Verification, b: Verification) -> Verification:
+    """What two comparisons found, together."""
     return Verification(
         a.passed and b.passed, max(a.max_abs_error, b.max_abs_error), max(a.max_rel_error, b.max_rel_error), a.inputs + b.inputs
     )

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 
 from onnxprune import data as datasets
-from onnxprune import lossless
-from onnxprune.channels import ChannelGroup, Coupling, analyse
-from onnxprune.cost import Cost, cost
+from onnxprune.channels import analyse
+from onnxprune.clock import Clock, Progress
+from onnxprune.cost import cost
+from onnxprune.data import Data
 from onnxprune.errors import UsageError
-from onnxprune.evaluate import measure
+from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.files import Scratch, Source, place, save
 from onnxprune.graph import Graph, load
-from onnxprune.importance import CRITERIA
-from onnxprune.labels import BoolArray, Reason
+from onnxprune.importance import Criterion
 from onnxprune.lazy import AnyModel, LazyModel
-from onnxprune.plan import Plan, PlanEdit, allocate, check_limits, make_plan, removed_by, rounded
-from onnxprune.proof import PRUNED, Proof
+from onnxprune.plan import Plan
+from onnxprune.progressive import Run, Stage, shares
+from onnxprune.proof import PRUNED
+from onnxprune.quantize import Quantized, quantize
+from onnxprune.recorder import Goal, Recorder
 from onnxprune.report import GroupRow, Report
-from onnxprune.shapes import infer, origin
-from onnxprune.surgery import RepairError, apply
+from onnxprune.sampler import Sampler
+from onnxprune.shapes import infer
 from onnxprune.weights import Array
-
-Progress = Callable[[str], None]
-"""Called with a few words whenever a new stage begins."""
 
 INLINE_LIMIT = 1_900_000_000
 """A model larger than this can't be one protobuf file; its weights go beside it."""
@@ -75,9 +72,9 @@ def prune(
     model: Source,
     *,
     ratio: float = 0.5,
-    criterion: str = "l1",
+    criterion: str | Criterion = "l1",
     scope: str = "uniform",
-    data: str | Path | Mapping[str, Array] | None = None,
+    data: Data | None = None,
     seed: int = 0,
     min_channels: int = 1,
     round_to: int = 1,
@@ -85,6 +82,14 @@ def prune(
     mixing: bool = False,
     plan: Plan | str | Path | None = None,
     free: bool = False,
+    compensate: str = "auto",
+    interval: tuple[float, float] | None = None,
+    compat: str = "",
+    step: float | None = None,
+    epsilons: tuple[float, ...] = (),
+    min_accuracy: float | None = None,
+    min_robustness: float | None = None,
+    tape: str | Path | None = None,
     scratch: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -93,7 +98,7 @@ def prune(
     Args:
         model: path of an ONNX file, or a proto (which is not changed).
         ratio: fraction of channels to remove, 0 <= ratio < 1.
-        criterion: a name from ``onnxprune.importance.CRITERIA``.
+        criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those.
         scope: ``"uniform"`` (the share is removed from every group) or ``"global"`` (all channels ranked together).
         data: an ``.npz`` path or arrays by input name; used to measure accuracy and agreement, not to choose.
         seed: for everything random.
@@ -104,41 +109,212 @@ def prune(
             remaining values change by that, so that only the other cuts are proved; the report marks such groups.
         plan: replay this plan instead of choosing channels.
         free: first remove what can go without any change of the outputs; the share is taken of what is left.
+        compensate, interval, compat: as in :class:`~onnxprune.Sampler`.
+        step: fraction of the channels that leaves at a time, until ``ratio`` is reached.
+        epsilons: sizes of the attack (FGSM) under which every step is measured.
+        min_accuracy, min_robustness: stop before the first step whose accuracy, or robust accuracy at any epsilon, is lower.
+        tape: folder for every step's model and plan and the table of them all. A run that was interrupted is continued
+            from the last step there.
         scratch: folder for the temporary files that a model over 0.5 GB needs; by default the system's.
         progress: called at each stage.
 
     Raises:
         OnnxpruneError: bad input, or the proof failed; see :mod:`onnxprune.errors`.
     """
-    if criterion not in CRITERIA:
-        raise UsageError(f"criterion {criterion!r} does not exist; choose one of {', '.join(sorted(CRITERIA))}")
+    sampler = Sampler(
+        criterion,
+        ratio=ratio,
+        scope=scope,
+        min_channels=min_channels,
+        round_to=round_to,
+        compensate=compensate,
+        interval=interval,
+        compat=compat,
+        seed=seed,
+    )
     if free and plan is not None:
         raise UsageError("a plan says already what leaves; give either --plan or --free")
     if free and mixing:
         raise UsageError("what mixing cuts is never free; give either --mixing or --free")
-    clock = _Clock(progress)
-    with clock("load"):
-        graph = load(model)
-        dataset = None if data is None else datasets.read(data, graph.inputs)
-    choose = _Choice(ratio, criterion, scope, seed, min_channels, round_to, _read_plan(plan), free)
-    cut = _cut(graph, freeze, mixing, choose, clock)
-    coupling, removed, pruned = cut.coupling, cut.removed, cut.pruned
-    with clock("plan"):
-        made = replace(make_plan(coupling, removed), edits=cut.edits)
-    if not (made.sites or made.copies):
-        pruned = graph.assemble()
-    with clock("verify"):
-        proof = Proof(graph, coupling, seed, None if scratch is None else Path(scratch))
-        proved = proof.prove(removed, pruned, free=None if cut.free is None else cut.free.removed)
-    with clock("report"):
-        before, after = cost(graph, coupling.shapes), _cost_of(proved.graph)
-        kept = [int((~removed[g.roots]).sum()) for g in coupling.groups]
-        rows = tuple(GroupRow(g, k) for g, k in zip(coupling.groups, kept, strict=True))
-        metrics: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
-        if dataset is not None:
-            metrics = _metrics(graph, proved.model, dataset)
-    report = Report(before, after, rows, coupling.frozen, proved.verification, clock.elapsed, metrics, cut.free_rows)
-    return Result(proved.model, made, report, graph.source, graph.weights.has_external_data, proved.scratch)
+    if step is not None and plan is not None:
+        raise UsageError("a plan is replayed at once; give either --plan or --step")
+    pruner = Pruner(
+        model,
+        sampler=sampler,
+        evaluator=Evaluator(epsilons, seed=seed),
+        step=step,
+        seed=seed,
+        freeze=freeze,
+        mixing=mixing,
+        free=free,
+        plan=plan,
+        min_accuracy=min_accuracy,
+        min_robustness=min_robustness,
+        tape=tape,
+        scratch=scratch,
+        progress=progress,
+    )
+    return pruner.prune(data)
+
+
+class Pruner:
+    """Prunes a model, at once or in steps, and keeps the result: PAODING's way of working, on ONNX.
+
+    >>> pruner = Pruner("model.onnx", sampler=Sampler("impact"), evaluator=Evaluator([0.1]), step=0.05)  # doctest: +SKIP
+    >>> pruner.prune("data.npz")                                                                         # doctest: +SKIP
+    >>> pruner.save("small.onnx")                                                                        # doctest: +SKIP
+
+    Args:
+        model: path of an ONNX file, or a proto (which is not changed).
+        sampler: chooses the channels; by default half of every group's by L1 norm.
+        evaluator: measures every step on the data; by default without attack.
+        step, freeze, mixing, free, plan, min_accuracy, min_robustness, tape, scratch, progress: as in :func:`prune`.
+        seed: for the inputs on which the result is verified.
+
+    Raises:
+        OptionError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        model: Source,
+        *,
+        sampler: Sampler | None = None,
+        evaluator: Evaluator | None = None,
+        step: float | None = None,
+        seed: int = 0,
+        freeze: tuple[str, ...] = (),
+        mixing: bool = False,
+        free: bool = False,
+        plan: Plan | str | Path | None = None,
+        min_accuracy: float | None = None,
+        min_robustness: float | None = None,
+        tape: str | Path | None = None,
+        scratch: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.sampler = Sampler() if sampler is None else sampler
+        self.evaluator = Evaluator(()) if evaluator is None else evaluator
+        self._shares = shares(self.sampler.limits.ratio, step)
+        self._goal = Goal(min_accuracy, min_robustness)
+        self._options: dict[str, Any] = {"freeze": freeze, "mixing": mixing, "free": free, "seed": seed}
+        self._scratch = None if scratch is None else Path(scratch)
+        self._plan = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
+        self._tape = None if tape is None else Path(tape)
+        self._progress, self._step = progress, step
+        self.result: Result | None = None
+        self._model = model
+
+    def load(self, model: Source | None = None) -> ModelProto:
+        """Take a model, or the one that there was at first again, and forget what has been done to it.
+
+        Raises:
+            ModelError: it can't be read.
+        """
+        self._model = self._model if model is None else model
+        self.result = None
+        return load(self._model).assemble().complete()
+
+    def prune(self, data: Data | None = None) -> Result:
+        """Let the sampler's share leave, step by step, and prove and measure each model.
+
+        Args:
+            data: an ``.npz`` path or arrays by input name, with ``labels`` for accuracy and robustness.
+
+        Raises:
+            OnnxpruneError: bad input, or the proof failed; see :mod:`onnxprune.errors`.
+        """
+        clock = Clock(self._progress)
+        with clock("load"):
+            graph = load(self._model)
+            dataset = None if data is None else datasets.read(data, graph.inputs)
+        self._goal.check(dataset, self.evaluator.get_epsilons())
+        self.sampler.look_at(dataset)
+        run = Run(graph, self.sampler, **self._options, plan=self._plan, data=dataset, scratch=self._scratch, clock=clock)
+        recorder = Recorder(graph, self._settings(graph), folder=self._tape, evaluator=self.evaluator, data=dataset, clock=clock)
+        stage = self._last_good(run, recorder)
+        self.result = self._finished(graph, stage, recorder, clock)
+        return self.result
+
+    def evaluate(self, data: Data) -> Evaluation:
+        """Measure the model as it is now, and how often it agrees with the one that there was at first.
+
+        Raises:
+            DataError: the data do not fit.
+        """
+        if self.result is None:
+            return self.evaluator.evaluate(self._model, data)
+        return self.evaluator.evaluate(self.result.pruned, data, self._model)
+
+    def save(self, path: str | Path) -> None:
+        """Write the pruned model.
+
+        Raises:
+            UsageError: nothing has been pruned yet.
+            OutputError: the path is the input or can't be written.
+        """
+        if self.result is None:
+            raise UsageError("there is no pruned model yet; call prune() before save()")
+        self.result.save(path)
+
+    def quantize(self, mode: str = "int8", data: str | Path | Mapping[str, Array] | None = None) -> Quantized:
+        """The model as it is now with smaller numbers: ``"fp16"`` or ``"int8"``; see :func:`onnxprune.quantize`."""
+        return quantize(self._model if self.result is None else self.result.model, mode, data=data)
+
+    def reset(self) -> None:
+        """Forget what has been done to the model."""
+        self.result = None
+
+    def _last_good(self, run: Run, recorder: Recorder) -> Stage:
+        """Go through the steps until the end, or until one misses the goal; the last that does not."""
+        done = recorder.resume(self._shares)
+        passed = next((n for n, step in enumerate(recorder.steps) if n and self._goal.missed(step)), done + 1) - 1
+        last: Stage | None = None
+        if passed < done or done == len(self._shares):
+            done = passed
+        else:
+            previous = (done, recorder.plan(done)) if done else None
+            for stage in run.stages(self._shares, previous):
+                if not recorder.steps:
+                    recorder.begin(stage.standing)
+                if self._goal.missed(recorder.add(stage)):
+                    stage.proved.close()
+                    break
+                if last is not None:
+                    last.proved.close()
+                last, done = stage, stage.number
+        if last is not None and last.number == done:
+            return last
+        if done:
+            return run.replayed(done, self._shares[done - 1], recorder.plan(done))
+        return replace(next(replace(run, plan=None).stages([0.0])), number=0)
+
+    def _finished(self, graph: Graph, stage: Stage, recorder: Recorder, clock: Clock) -> Result:
+        """The result with its report."""
+        standing, proved = stage.standing, stage.proved
+        merged = standing.merged
+        rows = tuple(
+            GroupRow(g, int((~standing.removed[g.roots]).sum()), int(merged[g.roots].sum())) for g in standing.coupling.groups
+        )
+        missed = next((s for s in recorder.steps if s.number > stage.number and self._goal.missed(s)), None)
+        report = Report(
+            cost(graph, standing.coupling.shapes),
+            cost(proved.graph, infer(proved.graph)),
+            rows,
+            standing.coupling.frozen,
+            proved.verification,
+            clock.elapsed,
+            recorder.pair(stage.number),
+            None if stage.free is None else stage.free.rows,
+            recorder.steps if self._step is not None else (),
+            "" if missed is None else f"stopped before step {missed.number}: its {self._goal.missed(missed)}",
+        )
+        return Result(proved.model, standing.plan, report, graph.source, graph.weights.has_external_data, proved.scratch)
+
+    def _settings(self, graph: Graph) -> dict[str, Any]:
+        """What a run that continues another one has to have in common with it."""
+        found = {"model_sha256": graph.sha256, "step": self._step, "epsilons": self.evaluator.get_epsilons()}
+        return found | self._options | self.sampler.settings
 
 
 def inspect(model: Source, *, freeze: tuple[str, ...] = (), mixing: bool = False, progress: Progress | None = None) -> Report:
@@ -147,7 +323,7 @@ def inspect(model: Source, *, freeze: tuple[str, ...] = (), mixing: bool = False
     Raises:
         ModelError: the model can't be read or loaded by onnxruntime.
     """
-    clock = _Clock(progress)
+    clock = Clock(progress)
     with clock("load"):
         graph = load(model)
     with clock("analyse"):
@@ -155,118 +331,3 @@ def inspect(model: Source, *, freeze: tuple[str, ...] = (), mixing: bool = False
     size = cost(graph, coupling.shapes)
     rows = tuple(GroupRow(g, g.size) for g in coupling.groups)
     return Report(size, size, rows, coupling.frozen, None, clock.elapsed)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """How the channels that leave are chosen."""
-
-    ratio: float
-    criterion: str
-    scope: str
-    seed: int
-    min_channels: int
-    round_to: int
-    plan: Plan | None
-    free: bool
-
-    def removed(self, coupling: Coupling, gone: BoolArray | None, clock: _Clock) -> BoolArray:
-        """The components that leave; those in ``gone`` have left already, and the share is taken of the others."""
-        if self.plan is not None:
-            return removed_by(coupling, self.plan)
-        weights = coupling.graph.weights
-        if gone is not None and gone.any():
-            groups = tuple(g.only(~gone[g.roots]) for g in coupling.groups)
-            coupling, weights = replace(coupling, groups=groups), lossless.Left(coupling, gone)
-        rng = np.random.default_rng(self.seed)
-        with clock("score"):
-            scores = [CRITERIA[self.criterion](group, weights, rng) for group in coupling.groups]
-            removed = allocate(
-                coupling,
-                scores,
-                ratio=self.ratio,
-                scope=self.scope,
-                min_channels=self.min_channels,
-                round_to=self.round_to,
-            )
-        return removed if gone is None else removed | gone
-
-    def keeps(self, group: ChannelGroup, needed: int) -> int:
-        """How many channels a group keeps if so many are needed."""
-        return rounded(group, needed, self.min_channels, self.round_to)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A model cut: ``coupling`` is that of the graph after the plan's ``edits``; ``free`` left at no cost."""
-
-    coupling: Coupling
-    removed: BoolArray
-    pruned: LazyModel
-    edits: tuple[PlanEdit, ...]
-    free: lossless.Free | None
-
-    @property
-    def free_rows(self) -> tuple[lossless.FreeRow, ...] | None:
-        return None if self.free is None else self.free.rows
-
-
-def _cut(graph: Graph, freeze: tuple[str, ...], mixing: bool, choose: _Choice, clock: _Clock) -> _Cut:
-    """Analyse, choose and cut. What turns out to be beyond repair is frozen, with the reason, and the rest tried again."""
-    hold: dict[str, Reason] = {}
-    check_limits(choose.ratio, choose.min_channels, choose.round_to)
-    edits = choose.plan.edits if choose.plan is not None else ()
-    start = lossless.edited(graph, edits)
-    while True:
-        free = None
-        if choose.free:
-            with clock("free"):
-                free = lossless.find(graph, lambda g: analyse(g, freeze=freeze, hold=hold), choose.keeps)  # noqa: B023
-            coupling, edits = free.coupling, free.edits
-        else:
-            with clock("analyse"):
-                coupling = analyse(start, freeze=freeze, hold=hold, mixing=mixing)
-        removed = choose.removed(coupling, None if free is None else free.removed, clock)
-        try:
-            with clock("surgery"):
-                return _Cut(coupling, removed, apply(coupling, removed), edits, free)
-        except RepairError as error:
-            node = error.node
-            measured = origin(graph, coupling.shapes, node.inputs).measured
-            names = [n for n in (*node.inputs, *node.outputs, *measured) if n and n not in hold]
-            if not names:
-                raise
-            hold |= {name: Reason(node.label, error.why) for name in names}
-
-
-def _cost_of(graph: Graph) -> Cost:
-    return cost(graph, infer(graph))
-
-
-def _read_plan(plan: Plan | str | Path | None) -> Plan | None:
-    return plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
-
-
-def _metrics(graph: Graph, pruned: AnyModel, dataset: datasets.Dataset) -> dict[str, dict[str, Any]]:
-    found = measure((graph.assemble().ready(), pruned), dataset, graph.inputs)
-    before, after = found.pop("accuracy", (None, None))
-    pairs = {"before": {"accuracy": before}, "after": {"accuracy": after, **found}}
-    return {side: {name: value for name, value in values.items() if value is not None} for side, values in pairs.items()}
-
-
-class _Clock:
-    """Adds up the seconds of each stage and tells the caller which one has begun."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.elapsed: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        if self._progress is not None:
-            self._progress(stage)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.elapsed[stage] = self.elapsed.get(stage, 0.0) + time.perf_counter() - start

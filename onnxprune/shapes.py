@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx import TypeProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from onnxprune.assembly import alone
 from onnxprune.errors import ModelError
 from onnxprune.graph import Graph
 from onnxprune.runtime import PROBE_SIZES, Session, concrete, random_feeds, tapped
@@ -58,27 +59,13 @@ class Executor:
         key = (node.index, op, given)
         evaluator = None if attributes else self._cache.get(key)
         if evaluator is None:
-            evaluator = self._evaluator(node, given, attributes or {}, op)
+            proto = self._graph.protos[node.index]
+            evaluator = ReferenceEvaluator(alone(proto, given, self._opset, attributes or {}, op))
             if not attributes:
                 self._cache[key] = evaluator
         feeds = {f"in{k}": array for k, array in enumerate(inputs) if array is not None}
         with np.errstate(all="ignore"):
             return list(evaluator.run(None, feeds))
-
-    def _evaluator(self, node: Node, given: Sequence[bool], attributes: Mapping[str, Any], op: str) -> ReferenceEvaluator:
-        proto = NodeProto()
-        proto.CopyFrom(self._graph.protos[node.index])
-        if op:
-            proto.op_type, proto.domain = op, ""
-        del proto.input[:]
-        proto.input.extend(f"in{k}" if there else "" for k, there in enumerate(given))
-        kept = [a for a in proto.attribute if a.name not in attributes]
-        kept += [helper.make_attribute(k, v) for k, v in attributes.items() if v is not None]
-        del proto.attribute[:]
-        proto.attribute.extend(kept)
-        ports = [onnx.ValueInfoProto(name=n) for n in proto.input if n]
-        body = helper.make_graph([proto], "node", ports, [onnx.ValueInfoProto(name=n) for n in node.outputs if n])
-        return ReferenceEvaluator(helper.make_model(body, opset_imports=self._opset))
 
 
 @dataclass

@@ -76,8 +76,8 @@ def test_data_adds_accuracy_and_agreement(model: Path, tmp_path: Path) -> None:
     result = cli("prune", model, "--dry-run", "--data", data, "--report", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
-    assert set(metrics["before"]) == {"accuracy"}
-    assert set(metrics["after"]) == {"accuracy", "agreement", "relative_error"}
+    assert set(metrics["before"]) == {"accuracy", "loss"}
+    assert set(metrics["after"]) == {"accuracy", "agreement", "loss", "relative_error"}
 
 
 def test_inspect_shows_groups_and_what_is_frozen(model: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_defect_gives_one_line(model: Path, tmp_path: Path, monkeypatch: pytes
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("somewhere\ndeep")
 
-    monkeypatch.setattr("onnxprune.pruner.apply", broken)
+    monkeypatch.setattr("onnxprune.progressive.apply", broken)
     result = cli("prune", model, "-o", tmp_path / "o.onnx")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import onnxprune
+from onnxprune.allocation import allocate
 from onnxprune.channels import Coupling, analyse
 from onnxprune.graph import load
-from onnxprune.plan import Plan, allocate, make_plan, removed_by
+from onnxprune.plan import Plan, make_plan, removed_by
 
 
 def coupling(*steps: str) -> Coupling:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import onnxprune
+from onnxprune.allocation import allocate
 from onnxprune.channels import analyse
 from onnxprune.graph import load
 from onnxprune.lazy import LazyModel
-from onnxprune.plan import allocate, make_plan
+from onnxprune.plan import make_plan
 from onnxprune.surgery import apply
 
 EXPORTED = sorted((Path(__file__).parent / "exported").glob("*.onnx"))
@@ -120,6 +121,6 @@ def test_the_package_oracle_catches_a_wrong_cut(monkeypatch: pytest.MonkeyPatch)
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
         return LazyModel(pruned, {})
 
-    monkeypatch.setattr("onnxprune.pruner.apply", sabotaged)
+    monkeypatch.setattr("onnxprune.progressive.apply", sabotaged)
     with pytest.raises(onnxprune.VerificationError, match="differs from the masked original"):
         onnxprune.prune(graphs.build(["plain", "activation"], "pool", 4), ratio=0.5)

@@ -68,7 +68,7 @@ def test_scores_count_from_the_zero_point() -> None:
     net.consume(y, "dense", "rows")
     coupling = analyse(load(net.model()))
     group = next(g for g in coupling.groups if g.size == 6)
-    scores = onnxprune.importance.CRITERIA["l1"](group, coupling.graph.weights, np.random.default_rng(0))
+    scores = onnxprune.importance.l1(group, coupling.graph.weights, None)
     assert int(np.argmin(scores)) == 2
 
 

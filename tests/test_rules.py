@@ -14,11 +14,12 @@ import pytest
 from cases import BY_NAME, BY_OP, CASES, Case, Net, check_model, run
 from onnx import numpy_helper
 
+from onnxprune.allocation import allocate
 from onnxprune.channels import Coupling, analyse
 from onnxprune.errors import ModelError
 from onnxprune.graph import load
 from onnxprune.labels import Reason
-from onnxprune.plan import Plan, allocate, make_plan, removed_by
+from onnxprune.plan import Plan, make_plan, removed_by
 from onnxprune.rules import Call, Kind, Points, Rule, Signature, registry, table
 from onnxprune.rules.notation import Pattern, Token
 from onnxprune.surgery import RepairError, apply, mask

@@ -1,25 +1,80 @@
 """Criteria: how important each channel of a group is. One file each.
 
-A criterion is a function ``(group, weights, rng) -> float64 (channels,)``, larger = keep. It never names an operator:
-the group hands out the slices of its producers' filters.
+A criterion is a function ``(group, weights, data) -> float64 (channels,)``, larger = keep. It never names an operator: the
+group hands out the slices of its producers' filters. A :class:`Nominator` looks at the whole model and says for each
+channel that leaves what stands in for it.
 
 >>> from onnxprune.importance import CRITERIA
 >>> sorted(CRITERIA)
-['l1', 'l2', 'random']
+['impact', 'l1', 'l2', 'random', 'saliency', 'stochastic']
 """
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
-import numpy as np
-
+from onnxprune.allocation import Scores
 from onnxprune.channels import ChannelGroup
-from onnxprune.importance.baseline import random
+from onnxprune.data import Dataset
+from onnxprune.errors import OptionError, UsageError
+from onnxprune.importance.baseline import Random
+from onnxprune.importance.impact import Impact
 from onnxprune.importance.magnitude import l1, l2
-from onnxprune.plan import Scores
+from onnxprune.importance.options import Options
+from onnxprune.importance.pairs import Nominator, Pairs
+from onnxprune.importance.paoding import MODES, Paoding
+from onnxprune.importance.saliency import Saliency
+from onnxprune.importance.scene import Scene, Units
+from onnxprune.importance.stochastic import Stochastic
 from onnxprune.weights import Weights
 
-Criterion = Callable[[ChannelGroup, Weights, np.random.Generator], Scores]
 
-CRITERIA: Mapping[str, Criterion] = {"l1": l1, "l2": l2, "random": random}
+class Criterion(Protocol):
+    """How important the channels of a group are."""
 
-__all__ = ["CRITERIA", "Criterion", "l1", "l2", "random"]
+    def __call__(self, group: ChannelGroup, weights: Weights, data: Dataset | None) -> Scores:
+        """Float64 (channels,), larger = keep."""
+
+
+CRITERIA: Mapping[str, Callable[[Options], Criterion]] = {
+    "l1": lambda options: l1,
+    "l2": lambda options: l2,
+    "random": lambda options: Random(options.seed),
+    "saliency": lambda options: Paoding("saliency", options) if options.compat else Saliency(options),
+    "impact": lambda options: Paoding("impact", options) if options.compat else Impact(options),
+    "stochastic": lambda options: Paoding("stochastic", options) if options.compat else Stochastic(options),
+}
+
+
+def criterion(name: "str | Criterion", options: Options) -> Criterion:
+    """The criterion of a name; an object is taken as it is.
+
+    Raises:
+        UsageError: there is none of that name.
+        OptionError: ``compat`` is set, and the criterion has no counterpart there.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in CRITERIA:
+        raise UsageError(f"criterion {name!r} does not exist; choose one of {', '.join(sorted(CRITERIA))}")
+    if options.compat and name not in MODES:
+        raise OptionError(f"criterion {name!r} does not exist in {options.compat}; choose {', '.join(MODES)}, or no compat")
+    return CRITERIA[name](options)
+
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Impact",
+    "Nominator",
+    "Options",
+    "Pairs",
+    "Paoding",
+    "Random",
+    "Saliency",
+    "Scene",
+    "Stochastic",
+    "Units",
+    "criterion",
+    "l1",
+    "l2",
+]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.allocation import Scores
 from onnxprune.channels import ChannelGroup
-from onnxprune.plan import Scores
+from onnxprune.data import Dataset
 from onnxprune.weights import Weights
 
 
-def l1(group: ChannelGroup, weights: Weights, rng: np.random.Generator) -> Scores:
+def l1(group: ChannelGroup, weights: Weights, data: Dataset | None) -> Scores:
     """L1 norm of the channel's filters, summed over all producers of the group.
 
     PAODING's channel scale (Meng et al. 2023); Li et al. 2017, arXiv:1608.08710. Reads one stored tensor at a time.
@@ -20,7 +21,7 @@ def l1(group: ChannelGroup, weights: Weights, rng: np.random.Generator) -> Score
     return _power_sum(group, weights, 1)
 
 
-def l2(group: ChannelGroup, weights: Weights, rng: np.random.Generator) -> Scores:
+def l2(group: ChannelGroup, weights: Weights, data: Dataset | None) -> Scores:
     """L2 norm of all the channel's filters together. Reads one stored tensor at a time.
 
     Returns:

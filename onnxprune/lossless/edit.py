@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -31,12 +31,21 @@ def edited(graph: Graph, edits: Iterable[PlanEdit]) -> Graph:
     return editing.result()
 
 
-def handed_over(values: Array, axis: int, channels: Sequence[int], into: Sequence[int]) -> tuple[IntArray, Array]:
+def handed_over(values: Array, edit: PlanEdit) -> tuple[IntArray, Array]:
     """What channels become that others give their weights to: their indices, and their slices, the axis first."""
-    rows = np.moveaxis(values, axis, 0)
-    targets, place = np.unique(np.asarray(into, np.int64), return_inverse=True)
-    sums = rows[targets].astype(np.float64)
-    np.add.at(sums, place, rows[np.asarray(channels, np.int64)[: len(into)]].astype(np.float64))
+    rows = np.moveaxis(values, edit.axis, 0)
+    givers = np.asarray(edit.channels, np.int64)
+    if edit.places:
+        targets, runs = np.asarray(edit.into, np.int64), edit.places
+        share = np.asarray(edit.scales).reshape(len(targets) // runs, len(givers) // runs)
+        given = rows[givers].astype(np.float64).reshape(share.shape[1], runs, *rows.shape[1:])
+        sums = rows[targets] + np.tensordot(share, given, 1).reshape(len(targets), *rows.shape[1:])
+    else:
+        targets, place = np.unique(np.asarray(edit.into, np.int64), return_inverse=True)
+        sums = rows[targets].astype(np.float64)
+        pairs = zip(place.tolist(), givers.tolist(), edit.scales or [1.0] * len(place), strict=False)
+        for target, source, scale in pairs:
+            sums[target] += scale * rows[source].astype(np.float64)
     with np.errstate(over="ignore"):
         return targets, sums.astype(values.dtype)
 
@@ -63,10 +72,10 @@ class _Editing:
             raise PlanError(f"{where}: there is no such weight in this model; the plan was made for another one")
         shape = self.weights.shape(edit.tensor)
         size = shape[edit.axis] if 0 <= edit.axis < len(shape) else 0
-        if not all(0 <= c < size for c in (*edit.channels, *edit.into)) or len(edit.into) not in (0, len(edit.channels)):
+        if not edit.is_consistent or not all(0 <= c < size for c in (*edit.channels, *edit.into)):
             raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
         values = self.weights.read(edit.tensor).copy()
-        targets, sums = handed_over(values, edit.axis, edit.channels, edit.into)
+        targets, sums = handed_over(values, edit)
         rows = np.moveaxis(values, edit.axis, 0)
         rows[list(edit.channels)] = 0
         rows[targets] = sums
@@ -110,7 +119,8 @@ class _Editing:
                     written.extend([""] * (k + 1 - len(written)))
                     written[k] = name
         weights = graph.weights.updated(self.tensors, without=self.dropped)
-        return replace(graph, proto=proto, weights=weights, nodes=tuple(self.nodes), uses=self.uses)
+        added = graph.added | set(self.new)
+        return replace(graph, proto=proto, weights=weights, nodes=tuple(self.nodes), uses=self.uses, added=added)
 
     def _store(self, name: str, tensor: TensorProto) -> None:
         self.tensors[name] = tensor

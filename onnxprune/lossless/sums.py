@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.channels import Coupling
 from onnxprune.labels import BoolArray
 from onnxprune.rules import Call, Rule, Signature
 from onnxprune.rules.notation import Token
@@ -143,3 +144,14 @@ class Sum:
         """For each index of one axis of a term, whether any product there is true."""
         found = self.product(parts, [self.tokens[k][axis]])
         return None if found is None else np.broadcast_to(found, (self.call.shape(k)[axis],))
+
+
+def all_sums(coupling: Coupling) -> list[Sum]:
+    """The operators of a graph that sum channels away, in its order."""
+    found = []
+    for step in coupling.flow.steps:
+        signature = step.rule.fit(step.call) if step.understood and step.rule is not None and not step.moved else None
+        if signature is not None and step.rule is not None and not step.call.node.border and not step.rule.runs:
+            sum_ = Sum(step.call, step.rule, signature)
+            found += [sum_] if any(sum_.summed.values()) else []
+    return found

@@ -14,6 +14,7 @@ from onnxprune.cost import Cost
 from onnxprune.evaluate import Verification
 from onnxprune.files import write_json
 from onnxprune.lossless import KINDS, FreeRow
+from onnxprune.report.tape import Step, Tape
 from onnxprune.report.text import columns, megabytes, shorten
 
 SCHEMA = "onnxprune.report/1"
@@ -23,10 +24,16 @@ ROWS = 24
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """One channel group and how many of its channels stay."""
+    """One channel group, how many of its channels stay, and how many of the others gave their work to these."""
 
     group: ChannelGroup
     kept: int
+    merged: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the cut equals masking, so that nothing else has changed."""
+        return self.group.exact and not self.merged
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Report:
     elapsed: Mapping[str, float]
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"before": {}, "after": {}})
     free: tuple[FreeRow, ...] | None = None
+    steps: tuple[Step, ...] = ()
+    stopped: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.report/1``)."""
@@ -62,7 +71,8 @@ class Report:
             ],
             "verification": None if self.verification is None else self.verification.to_dict(),
             "metrics": {side: dict(values) for side, values in self.metrics.items()},
-            "steps": [],
+            "steps": [step.to_dict() for step in self.steps],
+            **({"stopped": self.stopped} if self.stopped else {}),
             "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
         }
 
@@ -84,6 +94,9 @@ class Report:
         note = (
             f"; groups marked as mixing ({mixed}) were left out of that: their cut changes the remaining values" if mixed else ""
         )
+        merged = sum(row.merged for row in self.groups)
+        if merged:
+            note += f"; this holds for the cut alone and again once {merged} channels have given their weights to others"
         if not v.inputs:
             return f"not verified{note}" if mixed else "nothing was cut: the model is written unchanged"
         says = "equals" if v.passed else "DIFFERS FROM"
@@ -103,7 +116,9 @@ class Report:
 
     def __str__(self) -> str:
         parts = [self._costs(), self._groups(), self._free(), self._frozen()]
-        parts.append(self.proof)
+        if len(self.steps) > 1:
+            parts.append(str(Tape({}, self.steps)))
+        parts += [self.stopped, self.proof]
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
         return "\n\n".join(p for p in parts if p)
@@ -128,7 +143,7 @@ class Report:
         rows = [("group", "channels", "kept", "parameters", "weight axes")]
         for row in self.groups[:ROWS]:
             g = row.group
-            name = shorten(g.name, 48) + ("" if g.exact else " (mixing)")
+            name = shorten(g.name, 48) + ("" if g.exact else " (mixing)") + (" (merged)" if row.merged else "")
             rows.append((name, str(g.size), str(row.kept), f"{g.parameters:,}", str(len(g.members))))
         more = [f"  ... and {len(self.groups) - ROWS} more groups"] if len(self.groups) > ROWS else []
         return "\n".join([columns(rows, right=(1, 2, 3, 4)), *more])
@@ -167,7 +182,7 @@ def _group(row: GroupRow) -> dict[str, Any]:
         "channels": g.size,
         "kept": row.kept,
         "parameters": g.parameters,
-        "exact": g.exact,
+        "exact": row.exact,
         "sites": [{"tensor": s.tensor, "axis": s.axis} for s in g.sites],
     }
 

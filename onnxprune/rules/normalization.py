@@ -78,7 +78,7 @@ def _over(rank: int, mixed: "range | list[int]") -> Signature:
     return parse(f"{data} -> {' '.join(letters)}")
 
 
-add("BatchNormalization", signature="n c *, c, c, c, c -> n c *", build=_batch_norm, times=(1,), plus=(2,))
+add("BatchNormalization", signature="n c *, c, c, c, c -> n c *", build=_batch_norm, times=(1,), plus=(2,), apart=True)
 add(
     "InstanceNormalization",
     kind=Kind.MIXING,

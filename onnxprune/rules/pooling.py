@@ -58,11 +58,21 @@ def _new_sizes(call: Call, inputs: tuple[Shape | None, ...], outputs: tuple[Shap
     return Resize({3: wanted}, {})
 
 
-add("MaxPool", signature="n c * -> n c *", build=_pool, times=(0,), keeps=True, steady=always, note="without the indices")
-add("AveragePool", signature="n c * -> n c *", times=(0,), steady=_averages_itself)
+add(
+    "MaxPool",
+    signature="n c * -> n c *",
+    build=_pool,
+    times=(0,),
+    keeps=True,
+    steady=always,
+    rises=True,
+    note="without the indices",
+)
+add("AveragePool", signature="n c * -> n c *", times=(0,), steady=_averages_itself, rises=True)
 add("LpPool", "GlobalLpPool", signature="n c * -> n c *", times=(0,))
-add("GlobalAveragePool", kind=Kind.MIXING, signature="n c !* -> n c *", build=_global_pool, times=(0,), steady=always)
-add("GlobalMaxPool", kind=Kind.MIXING, signature="n c !* -> n c *", build=_global_pool, times=(0,), keeps=True, steady=always)
+for op, keeps in (("GlobalAveragePool", False), ("GlobalMaxPool", True)):
+    signature = "n c !* -> n c *"
+    add(op, kind=Kind.MIXING, signature=signature, build=_global_pool, times=(0,), keeps=keeps, steady=always, rises=True)
 add("Resize", signature="n c * -> n c *", build=_resize, times=(0,), resize=_new_sizes, steady=_stays_inside)
 add("Upsample", signature="n c * -> n c *", build=_resize, times=(0,), steady=always)
 add("GridSample", signature="n c *, n * -> n c *", times=(0,))

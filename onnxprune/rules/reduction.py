@@ -37,7 +37,10 @@ def _top_k(call: Call) -> Signature:
 
 _ADDITIVE = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
-add(*_ADDITIVE, signature="* c -> *", build=_reduce, times=(0,), note="over channels that are zero when removed")
+_OVER_ZEROS = "over channels that are zero when removed"
+
+add("ReduceSum", signature="* c -> *", build=_reduce, times=(0,), rises=True, note=_OVER_ZEROS)
+add("ReduceL1", "ReduceL2", "ReduceSumSquare", signature="* c -> *", build=_reduce, times=(0,), note=_OVER_ZEROS)
 add(
     "ReduceMean",
     "ReduceMax",
@@ -47,6 +50,7 @@ add(
     build=_reduce,
     times=(0,),
     steady=always,
+    rises=True,
 )
 add("ReduceProd", kind=Kind.MIXING, signature="* !c -> *", build=_reduce, times=(0,))
 add(

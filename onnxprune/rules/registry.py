@@ -61,7 +61,9 @@ class Rule:
     ``runs``: the ONNX operator that moves the operands with elements in the same way. ``steady``: whether, in a call, a
     channel of the first operand that has one value everywhere still has one everywhere afterwards (no border is padded
     with something else). ``product``: the result is a sum of products of the operands, plus those of ``plus``, and
-    nothing else.
+    nothing else. ``apart``: each element of the result depends on the elements at the same place alone, as where the
+    notation is nothing but ``...``. ``rises``: the result is a sum, mean or maximum of elements of the first operand, so
+    that it never falls when they rise.
     """
 
     op: str
@@ -82,6 +84,8 @@ class Rule:
     runs: str = ""
     steady: Callable[[Call], bool] = never
     product: bool = False
+    apart: bool = False
+    rises: bool = False
     note: str = ""
 
     @property
@@ -93,6 +97,10 @@ class Rule:
     def mixes(self) -> bool:
         """Whether its axis can be cut where the caller does not ask for exactness."""
         return self.kind is Kind.MIXING and not self.counts
+
+    def is_apart(self, signature: Signature) -> bool:
+        """Whether each element of the result depends on the elements at the same place alone."""
+        return self.apart or all(pattern.tokens == ("...",) for pattern in (*signature.operands, *signature.results))
 
     def carries(self, node: Node) -> tuple[int, ...]:
         """Which inputs of a movement operator carry the elements that it moves."""

@@ -1,0 +1,121 @@
+"""Allocation: how many channels each group loses, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.channels import ChannelGroup, Coupling
+from onnxprune.errors import OptionError
+from onnxprune.labels import BoolArray
+
+Scores = npt.NDArray[np.float64]
+
+
+def allocate(
+    coupling: Coupling,
+    scores: Sequence[Scores],
+    *,
+    ratio: float,
+    scope: str = "uniform",
+    min_channels: int = 1,
+    round_to: int = 1,
+) -> BoolArray:
+    """Decide which channels leave: the lowest scores.
+
+    Args:
+        scores: float64 ``(channels,)`` for each group, larger = keep.
+        ratio, scope, min_channels, round_to: as in :func:`counts`.
+
+    Returns:
+        bool, one entry per label component: whether it leaves.
+
+    Raises:
+        OptionError: an option outside its range.
+    """
+    limits = Limits(ratio, scope, min_channels, round_to)
+    removed = np.zeros(len(coupling.components.root), np.bool_)
+    sizes = [g.size for g in coupling.groups]
+    for group, values, count in zip(coupling.groups, scores, counts(coupling.groups, sizes, scores, limits), strict=True):
+        removed[group.roots[lowest(values, count)]] = True
+    return removed
+
+
+def lowest(scores: Scores, count: int) -> npt.NDArray[np.int64]:
+    """The channels with the lowest scores, lowest first."""
+    return np.argsort(scores, kind="stable")[:count].astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much leaves.
+
+    ``ratio``: fraction of channels to remove, in [0, 1). ``scope``: ``"uniform"`` removes ``floor(n ratio + 1e-9)`` of every
+    group's ``n`` channels; ``"global"`` ranks all channels together; to make layers comparable, a group's scores are divided
+    by their mean first. ``min_channels``: what every group keeps at least. ``round_to``: axes keep a multiple of this many
+    indices, rounded up.
+
+    Raises:
+        OptionError: an option outside its range.
+    """
+
+    ratio: float
+    scope: str = "uniform"
+    min_channels: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise OptionError(f"ratio is {self.ratio}; it is the fraction of channels to remove, 0 <= ratio < 1")
+        if self.scope not in ("uniform", "global"):
+            raise OptionError(f"scope is {self.scope!r}; choose uniform or global")
+        if self.min_channels < 1:
+            raise OptionError(f"min-channels is {self.min_channels}; every layer keeps at least 1 channel")
+        if self.round_to < 1:
+            raise OptionError(f"round-to is {self.round_to}; kept channels are rounded up to a multiple of it, at least 1")
+
+    def keeps(self, group: ChannelGroup, needed: int) -> int:
+        """How many channels a group keeps if so many are needed: no fewer than the least, rounded up."""
+        step = _step(group, self.round_to)
+        return min(group.size, -(-min(group.size, max(needed, self.min_channels)) // step) * step)
+
+
+def counts(groups: Sequence[ChannelGroup], sizes: Sequence[int], scores: Sequence[Scores], limits: Limits) -> list[int]:
+    """How many more channels each group loses.
+
+    Args:
+        groups: as they are now.
+        sizes: how many channels they had when the share was taken, those that have left already included.
+        scores: of the channels that are there; looked at where all are ranked together.
+    """
+    if limits.scope == "uniform":
+        wanted = [size - int(np.floor(size * limits.ratio + 1e-9)) for size in sizes]
+    else:
+        left = sum(g.size for g in groups)
+        lost = int(np.floor(sum(sizes) * limits.ratio + 1e-9)) - (sum(sizes) - left)
+        gone = _ranked_together(groups, scores, max(0, lost), limits.min_channels)
+        wanted = [group.size - n for group, n in zip(groups, gone, strict=True)]
+    return [max(0, group.size - limits.keeps(group, n)) for group, n in zip(groups, wanted, strict=True)]
+
+
+def _ranked_together(groups: Sequence[ChannelGroup], scores: Sequence[Scores], lost: int, min_channels: int) -> list[int]:
+    """How many channels each group loses when all are ranked together, the last ``min_channels`` of each aside."""
+    ranked: list[Scores] = []
+    for values in scores:
+        mean = float(np.mean(values)) if values.size else 0.0
+        scaled = np.sort(values / mean if mean > 0 else np.zeros_like(values))
+        ranked.append(scaled[: max(0, len(scaled) - min_channels)])
+    owner = np.repeat(np.arange(len(groups)), [len(r) for r in ranked])
+    order = np.argsort(np.concatenate(ranked), kind="stable") if ranked else np.zeros(0, np.int64)
+    return [int(n) for n in np.bincount(owner[order[:lost]], minlength=len(groups))]
+
+
+def _step(group: ChannelGroup, round_to: int) -> int:
+    """Channels per step so that the positions kept on the group's producer axis are a multiple of ``round_to``."""
+    member = next((m for m in group.members if m.producer), group.members[0])
+    width = max(1, len(member.positions) // group.size)
+    return round_to // gcd(round_to, width)

@@ -1,0 +1,60 @@
+"""Sums of products."""
+
+import numpy as np
+
+from onnxprune.gradient.registry import Gradients, vjp
+from onnxprune.gradient.tape import Name, Step
+from onnxprune.gradient.windows import transposed, windows
+
+
+@vjp("Gemm")
+def gemm(op: Step, g: Name, y: Name, a: Name, b: Name, c: Name = "") -> Gradients:
+    """``Y = alpha A' B' + beta C``, where ``'`` transposes as the attributes say."""
+    call = op.call
+    turned_a, turned_b = call.attribute("transA", 0), call.attribute("transB", 0)
+    scaled = op.scale(g, call.attribute("alpha", 1.0))
+    to_a = op.MatMul(scaled, b if turned_b else _turn(op, b))
+    to_b = op.MatMul(a if turned_a else _turn(op, a), scaled)
+    to_c = op.unbroadcast(op.scale(g, call.attribute("beta", 1.0)), 2) if c else None
+    return _turn(op, to_a) if turned_a else to_a, _turn(op, to_b) if turned_b else to_b, to_c
+
+
+@vjp("MatMul")
+def matmul(op: Step, g: Name, y: Name, a: Name, b: Name) -> Gradients:
+    """Vectors are matrices of one row (``a``) or one column (``b``)."""
+    shape_a, shape_b, fixed_a, fixed_b = op.call.shape(0), op.call.shape(1), op.fixed(0), op.fixed(1)
+    op.require(shape_a and shape_b)
+    row, column = len(shape_a) == 1, len(shape_b) == 1
+    rows, columns = ((1,) if row else shape_a[-2:-1]), ((1,) if column else shape_b[-1:])
+    inner = shape_a[-1:]
+    lead = op.result[: len(op.result) - (not row) - (not column)]
+    lead_fixed = op.fixed_result()[: len(lead)]
+    if column:
+        g = op.unsqueeze(g, [len(op.result)])
+    if row:
+        g = op.unsqueeze(g, [len(lead)])
+    left = op.unsqueeze(a, [0]) if row else a
+    right = op.unsqueeze(b, [1]) if column else b
+    to_a = op.MatMul(g, _turn(op, right, max(2, len(shape_b))))
+    to_b = op.MatMul(_turn(op, left, max(2, len(shape_a))), g)
+    rows_fixed = np.ones(1, np.bool_) if row else fixed_a[-2:-1]
+    columns_fixed = np.ones(1, np.bool_) if column else fixed_b[-1:]
+    if row:
+        to_a = op.sum(to_a, [*range(len(lead) + 1)], keepdims=False)
+    else:
+        to_a = op.unbroadcast(to_a, 0, (*lead, *rows, *inner), np.concatenate([lead_fixed, rows_fixed, fixed_a[-1:]]))
+    if column:
+        to_b = op.sum(to_b, [*range(len(lead)), len(lead) + 1], keepdims=False)
+    else:
+        to_b = op.unbroadcast(to_b, 1, (*lead, *inner, *columns), np.concatenate([lead_fixed, fixed_a[-1:], columns_fixed]))
+    return to_a, to_b
+
+
+@vjp("Conv")
+def conv(op: Step, g: Name, y: Name, x: Name, w: Name, b: Name = "") -> Gradients:
+    """The transposed convolution with the same filters."""
+    return (transposed(op, g, w, windows(op, op.call.shape(1)[2:]), int(op.call.attribute("group", 1))),)
+
+
+def _turn(op: Step, matrix: Name, rank: int = 2) -> Name:
+    return op.Transpose(matrix, perm=[*range(rank - 2), rank - 1, rank - 2])

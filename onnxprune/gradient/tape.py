@@ -1,0 +1,221 @@
+"""The nodes of a backward pass as they are written: one tape for the model, one step on it for each of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from onnxprune.rules.notation import Call
+from onnxprune.shapes import BoolArray, Shape, Shapes
+from onnxprune.weights import Array
+
+Name = str
+"""A tensor's name."""
+
+PREFIX = "grad__"
+"""What the names of all new tensors begin with."""
+
+
+class Unsupported(Exception):
+    """A rule does not cover this call, or needs an operator that the opset does not have."""
+
+
+@dataclass
+class Tape:
+    """Nodes in the order in which they are written, and stored tensors. ``taken``: names that the model has already."""
+
+    opset: int
+    taken: set[str]
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: dict[Name, TensorProto] = field(default_factory=dict)
+
+    def write(self, op: str, inputs: Sequence[str], attributes: dict[str, Any], outputs: int = 1) -> list[Name]:
+        """Add a node and return its outputs' names.
+
+        Raises:
+            Unsupported: the opset has no such operator.
+        """
+        if not onnx.defs.has(op, self.opset) or onnx.defs.get_schema(op, self.opset).deprecated:
+            raise Unsupported
+        names = [self.unique(op) for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), names, names[0], **attributes))
+        return names
+
+    def unique(self, hint: str) -> Name:
+        """A name that nothing has yet."""
+        name = f"{PREFIX}{hint}_{len(self.taken)}"
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def needed(self, names: set[str]) -> list[NodeProto]:
+        """The nodes that some tensors depend on, in order."""
+        wanted, found = set(names), []
+        for node in reversed(self.nodes):
+            if not wanted.isdisjoint(node.output):
+                wanted.update(node.input)
+                found.append(node)
+        return found[::-1]
+
+
+@dataclass
+class Step:
+    """One node's part of the tape: ``op.Mul(a, b, **attributes)`` adds an operator and returns its output's name.
+
+    ``forward``: the node itself in the model that is extended, to which outputs may be added.
+    """
+
+    tape: Tape
+    call: Call
+    shapes: Shapes
+    forward: NodeProto
+
+    def __getattr__(self, op: str) -> Callable[..., Name]:
+        if not op[:1].isupper():
+            raise AttributeError(op)
+        return lambda *inputs, **attributes: self.tape.write(op, inputs, attributes)[0]
+
+    # values -----------------------------------------------------------------------------------------------------------
+    @property
+    def elem_type(self) -> int:
+        """The element type of the node's first result.
+
+        Raises:
+            Unsupported: it is not known.
+        """
+        kind = self.shapes.elem_types.get(self.call.node.outputs[0], 0)
+        self.require(kind != 0)
+        return kind
+
+    @property
+    def lowest(self) -> float:
+        """The lowest number of the type of the node's first result."""
+        return float(np.finfo(helper.tensor_dtype_to_np_dtype(self.elem_type)).min)
+
+    def constant(self, values: Array | float) -> Name:
+        """Values of the type of the node's first result."""
+        return self._stored(np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(self.elem_type)))
+
+    def ints(self, values: Sequence[int]) -> Name:
+        """A vector of integers."""
+        return self._stored(np.array(values, np.int64))
+
+    def _stored(self, values: Array) -> Name:
+        name = self.tape.unique("constant")
+        self.tape.constants[name] = numpy_helper.from_array(values, name)
+        return name
+
+    def where(self, condition: Name) -> Name:
+        """1 where a condition holds and 0 elsewhere, of the type of the node's first result."""
+        return self.Cast(condition, to=self.elem_type)
+
+    def scale(self, value: Name, factor: float) -> Name:
+        """A tensor times a number."""
+        return value if factor == 1 else self.Mul(value, self.constant(factor))
+
+    # what is known ----------------------------------------------------------------------------------------------------
+    def require(self, covered: object) -> None:
+        """Give up unless the call is covered.
+
+        Raises:
+            Unsupported: it is not.
+        """
+        if not covered:
+            raise Unsupported
+
+    @property
+    def result(self) -> Shape:
+        """The shape of the first result."""
+        return self.call.outputs[0] or ()
+
+    def fixed(self, operand: int) -> BoolArray:
+        """Which dimensions of an operand are the same for all inputs of the model."""
+        return self.shapes.fixed_dims(self.call.node.inputs[operand])
+
+    def fixed_result(self) -> BoolArray:
+        """Which dimensions of the first result are the same for all inputs of the model."""
+        return self.shapes.fixed_dims(self.call.node.outputs[0])
+
+    # operators that changed over the opsets -----------------------------------------------------------------------------
+    def sum(self, value: Name, axes: Sequence[int], *, keepdims: bool = True) -> Name:
+        """Sum over axes."""
+        return self._reduce("ReduceSum", 13, value, axes, keepdims)
+
+    def mean(self, value: Name, axes: Sequence[int]) -> Name:
+        """Mean over axes, which stay with size 1."""
+        return self._reduce("ReduceMean", 18, value, axes, True)
+
+    def _reduce(self, op: str, since: int, value: Name, axes: Sequence[int], keepdims: bool) -> Name:
+        if not axes:
+            return value
+        if self.tape.opset < since:
+            return self.tape.write(op, [value], {"axes": list(axes), "keepdims": int(keepdims)})[0]
+        return self.tape.write(op, [value, self.ints(axes)], {"keepdims": int(keepdims)})[0]
+
+    def unsqueeze(self, value: Name, axes: Sequence[int]) -> Name:
+        """Add axes of size 1."""
+        if not axes:
+            return value
+        if self.tape.opset < 13:
+            return self.Unsqueeze(value, axes=list(axes))
+        return self.Unsqueeze(value, self.ints(axes))
+
+    def slice(self, value: Name, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> Name:
+        """A part of a tensor."""
+        if not axes:
+            return value
+        if self.tape.opset < 10:
+            return self.Slice(value, axes=list(axes), starts=list(starts), ends=list(ends))
+        return self.Slice(value, self.ints(starts), self.ints(ends), self.ints(axes))
+
+    def pad(self, value: Name, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> Name:
+        """A tensor with more of the same value around it."""
+        pads = [*before, *after]
+        if not any(pads):
+            return value
+        if self.tape.opset < 11:
+            return self.Pad(value, pads=pads, value=fill)
+        return self.Pad(value, self.ints(pads), self.constant(fill))
+
+    # shapes -----------------------------------------------------------------------------------------------------------
+    def like(self, value: Name, other: Name) -> Name:
+        """The same elements in another tensor's shape."""
+        return self.Reshape(value, self.Shape(other))
+
+    def spread(self, value: Name, other: Name) -> Name:
+        """A tensor repeated to another one's shape."""
+        return self.Expand(value, self.Shape(other))
+
+    def unbroadcast(self, value: Name, operand: int, shape: Shape | None = None, fixed: BoolArray | None = None) -> Name:
+        """Sum over the axes along which an operand was repeated, so that the result has its shape.
+
+        Args:
+            shape: of ``value``; by default, like ``fixed``, the first result's.
+        """
+        shape = self.result if shape is None else shape
+        fixed = self.fixed_result() if fixed is None else fixed
+        own, own_fixed = self.call.shape(operand), self.fixed(operand)
+        more = len(shape) - len(own)
+        repeated = [
+            more + axis
+            for axis, size in enumerate(own)
+            if size == 1 and (shape[more + axis] != 1 or (own_fixed[axis] and not fixed[more + axis]))
+        ]
+        summed = self.sum(value, repeated)
+        return self.sum(summed, range(more), keepdims=False) if more else summed
+
+    # what several rules have in common --------------------------------------------------------------------------------
+    def share(self, small: Name, large: Name) -> Name:
+        """One part of how many elements a tensor has for each element of a smaller one."""
+        return self.Div(self.where(self.Size(small)), self.where(self.Size(large)))
+
+    def to_largest(self, g: Name, largest: Name, x: Name, axes: Sequence[int]) -> Name:
+        """Give a gradient to the largest elements along axes, in equal parts where there are several."""
+        hit = self.where(self.Not(self.Less(x, largest)))
+        return self.Mul(self.Div(g, self.sum(hit, axes)), hit)

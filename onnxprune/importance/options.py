@@ -1,0 +1,42 @@
+"""Settings that criteria share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnxprune.errors import OptionError
+
+COMPATIBLE = "paoding-1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings of criteria; PAODING's names and defaults (Meng et al. 2023) where it has them.
+
+    ``params``: weights of the size and of the evenness of an impact. ``recursive``: a unit that stands in for another may do
+    so again, and may leave in a later step; otherwise each unit is used once, and at most half of them leave. ``pool``: how
+    many times as many candidates are looked at as leave. ``interval``: of the model's inputs. ``compat``: ``"paoding-1.0"``
+    chooses as that release does, for comparison.
+
+    Raises:
+        OptionError: an option outside its range.
+    """
+
+    seed: int = 0
+    params: tuple[float, float] = (0.75, 0.25)
+    recursive: bool = True
+    pool: float = 2.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    compat: str = ""
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise OptionError(f"input interval is {low:g} to {high:g}; give two numbers, the lower first")
+        if min(self.params) < 0 or not 0 < sum(self.params) < math.inf:
+            raise OptionError(f"params are {self.params}; give two weights that are not negative, and not both 0")
+        if not self.pool >= 1:
+            raise OptionError(f"pool is {self.pool}; it multiplies the number of units that leave, at least 1")
+        if self.compat not in ("", COMPATIBLE):
+            raise OptionError(f"compat is {self.compat!r}; choose {COMPATIBLE!r} or nothing")

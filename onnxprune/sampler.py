@@ -1,0 +1,245 @@
+"""Sampler: nominates the channels that leave, and what stands in for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune import lossless
+from onnxprune.allocation import Limits, Scores, counts, lowest
+from onnxprune.channels import Coupling, analyse
+from onnxprune.compensate import MODES, merged, refitted
+from onnxprune.data import Dataset
+from onnxprune.errors import OptionError
+from onnxprune.files import Source
+from onnxprune.flow import Site
+from onnxprune.graph import Graph, load
+from onnxprune.importance import Criterion, Nominator, Options, Pairs, Scene
+from onnxprune.importance import criterion as find_criterion
+from onnxprune.labels import BoolArray, IntArray
+from onnxprune.plan import Plan, PlanEdit, make_plan
+
+Analyse = Callable[[Graph], Coupling]
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """A model on its way to a smaller one.
+
+    ``coupling``: of the graph after ``edits`` of its weights; ``removed``: the components that have left. ``base``: the coupling
+    before anything was chosen; ``gone``: what had left by then at no cost.
+    """
+
+    coupling: Coupling
+    removed: BoolArray
+    base: Coupling
+    gone: BoolArray
+    edits: tuple[PlanEdit, ...] = ()
+    analyse: Analyse = analyse
+
+    @classmethod
+    def of(
+        cls, coupling: Coupling, analyse: Analyse, gone: BoolArray | None = None, edits: tuple[PlanEdit, ...] = ()
+    ) -> Standing:
+        """A model before any choice, of which ``gone`` has left at no cost after ``edits`` that change nothing."""
+        gone = np.zeros(len(coupling.components.root), np.bool_) if gone is None else gone
+        return cls(coupling, gone, coupling, gone, edits, analyse)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many channels each group had when shares were taken."""
+        return [int((~self.gone[group.roots]).sum()) for group in self.base.groups]
+
+    @property
+    def fixed(self) -> int:
+        """How many of the edits come before any that make up for what leaves."""
+        return sum(not edit.approximate for edit in self.edits)
+
+    @property
+    def plan(self) -> Plan:
+        """What has happened to the model so far."""
+        plan = make_plan(self.coupling, self.removed).without(self.coupling.graph.added)
+        return replace(plan, edits=self.edits)
+
+    @property
+    def merged(self) -> BoolArray:
+        """The components whose work was given to others, for which these make up as well as they can."""
+        return self._edited("channels") & self.removed
+
+    @property
+    def heirs(self) -> BoolArray:
+        """The components to which it was given."""
+        return self._edited("into")
+
+    def _edited(self, which: str) -> BoolArray:
+        marks = np.zeros(len(self.coupling.components.root), np.bool_)
+        for edit in self.edits:
+            if edit.approximate:
+                labels = self.coupling.labels(Site(edit.tensor, edit.axis))
+                marks[self.coupling.components.root[labels[list(getattr(edit, which))]]] = True
+        return marks
+
+    def without(self, leaving: IntArray) -> Standing:
+        """The same once more components have left."""
+        removed = self.removed.copy()
+        removed[leaving] = True
+        return replace(self, removed=removed)
+
+    def edited(self, edits: list[PlanEdit]) -> Standing:
+        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one."""
+        if not edits:
+            return self
+        axes = {(e.tensor, e.axis) for e in edits if e.places}
+        kept = tuple(e for e in self.edits if not e.approximate or (e.tensor, e.axis) not in axes)
+        added = edits if len(kept) == len(self.edits) else [*kept[self.fixed :], *edits]
+        start = self.coupling if len(kept) == len(self.edits) else self.base
+        graph = lossless.edited(start.graph, added)
+        same = graph.nodes == self.coupling.graph.nodes
+        coupling = replace(self.coupling, graph=graph) if same else self.analyse(graph)
+        return replace(self, coupling=coupling, removed=self.removed_of(coupling), edits=(*kept, *edits))
+
+    def removed_of(self, coupling: Coupling) -> BoolArray:
+        """The components that have left, in an analysis of the model before or after weights were changed.
+
+        They keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind these.
+        """
+        removed = np.zeros(len(coupling.components.root), np.bool_)
+        removed[np.flatnonzero(self.removed)] = True
+        return removed
+
+
+class Sampler:
+    """Chooses channels: a criterion, how the share is allotted to the groups, and what is done about what leaves.
+
+    Args:
+        criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those.
+        ratio: fraction of channels to remove, 0 <= ratio < 1.
+        scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`.
+        compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
+            the first for criteria that choose pairs, the second for others.
+        interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
+        params, recursive, pool, compat, seed: as in :class:`~onnxprune.importance.Options`.
+
+    Raises:
+        UsageError: there is no criterion of that name.
+        OptionError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        criterion: str | Criterion = "l1",
+        *,
+        ratio: float = 0.5,
+        scope: str = "uniform",
+        min_channels: int = 1,
+        round_to: int = 1,
+        compensate: str = "auto",
+        params: tuple[float, float] = (0.75, 0.25),
+        recursive: bool = True,
+        pool: float = 2.0,
+        interval: tuple[float, float] | None = None,
+        compat: str = "",
+        seed: int = 0,
+    ) -> None:
+        if compensate not in MODES:
+            raise OptionError(f"compensate is {compensate!r}; choose {', '.join(MODES)}")
+        self.limits = Limits(ratio, scope, min_channels, round_to)
+        self.compensate = compensate
+        self._whole: Scene | None = None
+        self._interval = interval
+        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat)
+        self._set(criterion)
+
+    def set_strategy(
+        self, criterion: str | Criterion, params: tuple[float, float] = (0.75, 0.25), recursive: bool = True
+    ) -> None:
+        """Choose another criterion, with PAODING's two settings.
+
+        Raises:
+            UsageError: there is no criterion of that name.
+            OptionError: an option outside its range.
+        """
+        self._options = replace(self._options, params=params, recursive=recursive)
+        self._set(criterion)
+
+    def look_at(self, data: Dataset | None) -> None:
+        """Take the interval of the inputs from data, where none was given; 0 to 1 without."""
+        floats = [] if data is None else [v for v in data.inputs.values() if v.dtype.kind == "f"]
+        if self._interval is None and floats:
+            low, high = min(float(v.min()) for v in floats), max(float(v.max()) for v in floats)
+            if low < high:
+                self._options = replace(self._options, interval=(low, high))
+                self._whole = None
+                self._set(self._given)
+
+    def nominate(
+        self, model: Source, ratio: float | None = None, *, data: Dataset | None = None, freeze: tuple[str, ...] = ()
+    ) -> Plan:
+        """The plan by which a share of a model's channels leaves. The model itself is not changed.
+
+        Raises:
+            ModelError: the model can't be read or loaded by onnxruntime.
+            OptionError: the ratio is outside its range.
+        """
+        standing = self.start(load(model), lambda g: analyse(g, freeze=freeze))
+        return self.step(standing, self.limits.ratio if ratio is None else ratio, data).plan
+
+    def start(self, graph: Graph, analyse: Analyse) -> Standing:
+        """A model of which nothing has left."""
+        return Standing.of(analyse(graph), analyse)
+
+    def step(self, standing: Standing, ratio: float, data: Dataset | None = None) -> Standing:
+        """Let more channels leave until a share of those that there were at the start is gone.
+
+        Raises:
+            OptionError: the ratio is outside its range.
+        """
+        limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
+        if self._whole is None or self._whole.coupling is not standing.base:
+            self._whole = Scene(standing.base, standing.gone, self._options.interval)
+        whole = self._whole
+        scene = whole.after(standing.coupling, standing.removed, standing.heirs)
+        scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
+        for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits)):
+            while count:
+                pairs = self._choose(scene, number, count, data)
+                edits = merged(scene, number, pairs) if self._mode == "merge" else []
+                standing = standing.without(scene.group(number).roots[pairs.leaves]).edited(edits)
+                scene = scene.after(standing.coupling, standing.removed, standing.heirs)
+                again = self._options.recursive and not self._options.compat and len(pairs.leaves)
+                count = count - len(pairs.leaves) if again else 0
+            if self._mode == "least-squares" and scene.group(number).size < whole.group(number).size:
+                standing = standing.edited(refitted(scene, whole, number))
+                scene = scene.after(standing.coupling, standing.removed, standing.heirs)
+        return standing
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what is chosen, as JSON data. An object's criterion goes by the name of its type."""
+        name = self._given if isinstance(self._given, str) else type(self._given).__name__
+        limits = {k: v for k, v in asdict(self.limits).items() if k != "ratio"}
+        return {"criterion": name, "compensate": self.compensate, **limits, **asdict(self._options)}
+
+    @property
+    def _mode(self) -> str:
+        """How what leaves is made up for."""
+        own = self._criterion.compensation if isinstance(self._criterion, Nominator) else "none"
+        return own if self.compensate == "auto" else self.compensate
+
+    def _set(self, given: str | Criterion) -> None:
+        self._given = given
+        self._criterion = find_criterion(given, self._options)
+
+    def _rank(self, scene: Scene, number: int, data: Dataset | None) -> Scores:
+        found = self._criterion.rank(scene, number) if isinstance(self._criterion, Nominator) else None
+        return self._criterion(scene.group(number), scene.weights, data) if found is None else found
+
+    def _choose(self, scene: Scene, number: int, count: int, data: Dataset | None) -> Pairs:
+        found = self._criterion.nominate(scene, number, count) if isinstance(self._criterion, Nominator) else None
+        if found is not None:
+            return found
+        leaves = lowest(self._criterion(scene.group(number), scene.weights, data), count)
+        return Pairs(leaves, np.full(len(leaves), -1))
