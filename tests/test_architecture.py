@@ -64,8 +64,8 @@ def faults(here: str, source: str) -> list[str]:
             target = rest[0] if rest and rest[0] in LAYERS else "__init__"
             if target != layer(here) and LAYERS.index(target) >= LAYERS.index(layer(here)):
                 found.append(f"{here} must not import {target}")
-        elif owner(name) not in (None, here):
-            found.append(f"only {owner(name)} may import {name}, not {here}")
+        elif (door := owner(name)) is not None and door not in (here, layer(here)):
+            found.append(f"only {door} may import {name}, not {here}")
     return found
 
 

@@ -1,0 +1,67 @@
+"""The commands that look at models, or put them side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxprune.cli.shared import Data, Freeze, Json, Mixing, Model, app, working
+from onnxprune.compare import compare as compare_models
+from onnxprune.demo import run as run_demo
+from onnxprune.files import check_output
+from onnxprune.operators import table
+from onnxprune.pruner import inspect as inspect_model
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write.", show_default=False)] = Path("onnxprune-demo"),
+) -> None:
+    """Prune a small trained network that comes with the package, and show what that saves and costs."""
+    with working() as progress:
+        print(run_demo(folder, progress=progress))
+
+
+@app.command()
+def inspect(
+    model: Model,
+    freeze: Freeze = None,
+    mixing: Mixing = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what could be cut, and what is frozen by which node at what cost."""
+    with working() as progress:
+        if json is not None:
+            check_output(json, model)
+        report = inspect_model(model, freeze=tuple(freeze or ()), mixing=mixing, progress=progress)
+        if json is not None:
+            report.save(json)
+    print(report)
+
+
+@app.command()
+def compare(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="An ONNX file.", show_default=False)],
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="Another one with the same inputs.", show_default=False)],
+    data: Data = None,
+    report: Json = None,
+) -> None:
+    """Put two models side by side: size, work, latency in onnxruntime and, with data, agreement and accuracy."""
+    with working() as progress:
+        if report is not None:
+            check_output(report, original)
+        progress("measure")
+        result = compare_models(original, pruned, data=data)
+        if report is not None:
+            result.save(report)
+    print(result)
+
+
+@app.command()
+def ops() -> None:
+    """Print the operator table: what cutting channels through each operator means."""
+    print(table())

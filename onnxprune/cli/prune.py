@@ -1,0 +1,125 @@
+"""The command that prunes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxprune.cli.shared import Data, Freeze, Json, Mixing, Model, app, working
+from onnxprune.compensate import MODES
+from onnxprune.files import check_output
+from onnxprune.importance import CRITERIA
+from onnxprune.pruner import prune as prune_model
+from onnxprune.report import check_picture, draw
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="The pruned model.", show_default=False)
+    ] = None,
+    ratio: Annotated[float, typer.Option(help="Fraction of the channels to remove, 0 <= ratio < 1.")] = 0.5,
+    criterion: Annotated[
+        str, typer.Option(metavar="NAME", help=f"What makes a channel important: {', '.join(CRITERIA)}.")
+    ] = "l1",
+    scope: Annotated[
+        str, typer.Option(metavar="SCOPE", help="uniform: from every group; global: all ranked together.")
+    ] = "uniform",
+    data: Data = None,
+    freeze: Freeze = None,
+    mixing: Mixing = False,
+    min_channels: Annotated[int, typer.Option(metavar="K", help="What every group keeps at least.")] = 1,
+    round_to: Annotated[int, typer.Option(metavar="K", help="Round kept channels up to a multiple of K.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="For everything random.")] = 0,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Replay a saved plan.", show_default=False)] = None,
+    save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan as JSON.", show_default=False)] = None,
+    free: Annotated[
+        bool,
+        typer.Option("--free", help="First remove what changes nothing: zero, unread, constant and doubled channels."),
+    ] = False,
+    compensate: Annotated[
+        str,
+        typer.Option(metavar="MODE", help=f"What stays takes over from what leaves: {', '.join(MODES)}."),
+    ] = "auto",
+    interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Of the model's inputs; the data's own, or 0 1.", show_default=False),
+    ] = None,
+    compat: Annotated[
+        str, typer.Option(metavar="NAME", help="paoding-1.0: choose pairs as that release does.", show_default=False)
+    ] = "",
+    step: Annotated[
+        float | None, typer.Option(metavar="S", help="Fraction that leaves at a time, until --ratio.", show_default=False)
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(metavar="E", help="Measure robustness against FGSM of this size.", show_default=False),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(metavar="A", help="Stop before the accuracy is lower.", show_default=False)
+    ] = None,
+    min_robustness: Annotated[
+        float | None, typer.Option(metavar="A", help="Stop before the robust accuracy is lower.", show_default=False)
+    ] = None,
+    tape: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save every step there; an interrupted run goes on from it.", show_default=False),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg|png", help="Draw what is left after each step.", show_default=False)
+    ] = None,
+    report: Json = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write the model.")] = False,
+) -> None:
+    """Cut channels out of a model, prove that the result equals the masked original, and write it."""
+    if output is None and not dry_run:
+        raise typer.BadParameter("give the pruned model's path, or --dry-run", param_hint="-o")
+    written = [path.resolve() for path in (output, save_plan, report, picture, tape) if path is not None]
+    if len(set(written)) < len(written):
+        raise typer.BadParameter("everything that is written needs a path of its own", param_hint="-o / --save-plan / --report")
+    if picture is not None and step is None:
+        raise typer.BadParameter("there is something to draw only where pruning goes in steps", param_hint="--step / --picture")
+    if plan is not None and save_plan is not None:
+        raise typer.BadParameter("a plan is either replayed or saved", param_hint="--plan / --save-plan")
+    with working() as progress:
+        for path in filter(None, (output, save_plan, report)):
+            check_output(path, model)
+        if picture is not None:
+            check_picture(picture)
+        result = prune_model(
+            model,
+            ratio=ratio,
+            criterion=criterion,
+            scope=scope,
+            data=data,
+            seed=seed,
+            min_channels=min_channels,
+            round_to=round_to,
+            freeze=tuple(freeze or ()),
+            mixing=mixing,
+            plan=plan,
+            scratch=None if output is None or dry_run else output.absolute().parent,
+            free=free,
+            compensate=compensate,
+            interval=interval,
+            compat=compat,
+            step=step,
+            epsilons=tuple(epsilon or ()),
+            min_accuracy=min_accuracy,
+            min_robustness=min_robustness,
+            tape=tape,
+            progress=progress,
+        )
+        if output is not None and not dry_run:
+            progress("write")
+            result.save(output, move=True)
+        if save_plan is not None:
+            result.plan.save(save_plan)
+        if report is not None:
+            result.report.save(report)
+        if picture is not None:
+            draw(result.report.steps, picture, title=model.name)
+    print(result.report)
