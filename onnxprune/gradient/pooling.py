@@ -41,7 +41,7 @@ def _by_windows(op: Step, g: Name, x: Name) -> Name:
     largest = op.ArgMax(op.Reshape(listed, op.ints([0, channels, size, -1])), axis=2, keepdims=1)
     hit = op.where(op.Equal(largest, op.Reshape(op.ints(range(size)), op.ints([1, 1, size, 1]))))
     found = op.Mul(hit, op.Reshape(g, op.ints([0, channels, 1, -1])))
-    return transposed(op, op.like(found, listed), each, at, channels)
+    return transposed(op, op.like(found, listed), each, at, channels, x)
 
 
 @vjp("AveragePool")
@@ -56,7 +56,7 @@ def average_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
         op.require(op.fixed(0)[2:].all())
         share = op.Div(g, op.constant(counts))
     channels = call.shape(0)[1]
-    return (transposed(op, share, op.constant(np.ones((channels, 1, *at.kernel))), at, channels),)
+    return (transposed(op, share, op.constant(np.ones((channels, 1, *at.kernel))), at, channels, x),)
 
 
 @vjp("GlobalAveragePool")

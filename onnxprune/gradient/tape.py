@@ -113,11 +113,20 @@ class Step:
 
     def where(self, condition: Name) -> Name:
         """1 where a condition holds and 0 elsewhere, of the type of the node's first result."""
-        return self.Cast(condition, to=self.elem_type)
+        return self.typed(condition)
 
     def scale(self, value: Name, factor: float) -> Name:
         """A tensor times a number."""
         return value if factor == 1 else self.Mul(value, self.constant(factor))
+
+    def typed(self, value: Name) -> Name:
+        """A tensor in the type of the node's first result."""
+        return self.Cast(value, to=self.elem_type)
+
+    def as_operand(self, value: Name, operand: int) -> Name:
+        """A gradient, which has the type of the node's first result, in the type of an operand."""
+        kind = self.shapes.elem_types.get(self.call.node.inputs[operand], 0)
+        return value if kind == self.elem_type else self.Cast(value, to=kind)
 
     # what is known ----------------------------------------------------------------------------------------------------
     def require(self, covered: object) -> None:
@@ -166,13 +175,20 @@ class Step:
             return self.Unsqueeze(value, axes=list(axes))
         return self.Unsqueeze(value, self.ints(axes))
 
-    def slice(self, value: Name, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> Name:
-        """A part of a tensor."""
-        if not axes:
+    def slice(
+        self, value: Name, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], steps: Sequence[int] = ()
+    ) -> Name:
+        """A part of a tensor; by default with steps of 1."""
+        last = np.iinfo(np.int64).max
+        parts = zip(axes, starts, ends, steps or [1] * len(axes), strict=True)
+        cut = [part for part in parts if part[1:] != (0, last, 1)]
+        if not cut:
             return value
+        some, begins, stops, strides = zip(*cut, strict=True)
         if self.tape.opset < 10:
-            return self.Slice(value, axes=list(axes), starts=list(starts), ends=list(ends))
-        return self.Slice(value, self.ints(starts), self.ints(ends), self.ints(axes))
+            self.require(max(strides) == 1)
+            return self.Slice(value, axes=list(some), starts=list(begins), ends=list(stops))
+        return self.Slice(value, *map(self.ints, (begins, stops, some)), *([self.ints(strides)] if max(strides) > 1 else []))
 
     def pad(self, value: Name, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> Name:
         """A tensor with more of the same value around it."""
