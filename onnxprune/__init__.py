@@ -23,6 +23,7 @@ from onnxprune.evaluator import Evaluation, Evaluator
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
+from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
 
@@ -32,6 +33,10 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    # verbs for one layer
+    "remove_filters",
+    "remove_kernels",
+    "remove_normalization",
     # nouns
     "Comparison",
     "Evaluation",
