@@ -122,6 +122,7 @@ class Sampler:
             the first for criteria that choose pairs, the second for others.
         interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
         params, recursive, pool, compat, seed: as in :class:`~onnxprune.importance.Options`.
+        clusters: of the k-means criteria: one number for all groups, or numbers by pattern, or a JSON file of these.
 
     Raises:
         UsageError: there is no criterion of that name.
@@ -142,6 +143,7 @@ class Sampler:
         pool: float = 2.0,
         interval: tuple[float, float] | None = None,
         compat: str = "",
+        clusters: int | Mapping[str, int] | str | Path | None = None,
         seed: int = 0,
     ) -> None:
         if compensate not in MODES:
@@ -150,7 +152,8 @@ class Sampler:
         self.compensate = compensate
         self._whole: Scene | None = None
         self._interval = interval
-        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat)
+        parts = table(clusters, "--clusters", int) if not isinstance(clusters, int) else {"*": clusters}
+        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat, parts)
         self._set(criterion)
 
     def set_strategy(

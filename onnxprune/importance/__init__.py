@@ -6,7 +6,7 @@ channel that leaves what stands in for it.
 
 >>> from onnxprune.importance import CRITERIA
 >>> sorted(CRITERIA)
-['impact', 'l1', 'l2', 'random', 'saliency', 'stochastic']
+['impact', 'kmeans-distance', 'kmeans-l1', 'l1', 'l2', 'random', 'saliency', 'stochastic']
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
 from onnxprune.importance.baseline import Random
 from onnxprune.importance.impact import Impact
+from onnxprune.importance.kmeans import Clustered, Distance
 from onnxprune.importance.magnitude import l1, l2
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Nominator, Pairs
@@ -39,6 +40,8 @@ CRITERIA: Mapping[str, Callable[[Options], Criterion]] = {
     "l1": lambda options: l1,
     "l2": lambda options: l2,
     "random": lambda options: Random(options.seed),
+    "kmeans-l1": Clustered,
+    "kmeans-distance": Distance,
     "saliency": lambda options: Paoding("saliency", options) if options.compat else Saliency(options),
     "impact": lambda options: Paoding("impact", options) if options.compat else Impact(options),
     "stochastic": lambda options: Paoding("stochastic", options) if options.compat else Stochastic(options),
@@ -63,7 +66,9 @@ def criterion(name: "str | Criterion", options: Options) -> Criterion:
 
 __all__ = [
     "CRITERIA",
+    "Clustered",
     "Criterion",
+    "Distance",
     "Impact",
     "Nominator",
     "Options",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from onnxprune.errors import OptionError
 
@@ -17,7 +18,8 @@ class Options:
     ``params``: weights of the size and of the evenness of an impact. ``recursive``: a unit that stands in for another may do
     so again, and may leave in a later step; otherwise each unit is used once, and at most half of them leave. ``pool``: how
     many times as many candidates are looked at as leave. ``interval``: of the model's inputs. ``compat``: ``"paoding-1.0"``
-    chooses as that release does, for comparison.
+    chooses as that release does, for comparison. ``clusters``: how many clusters the k-means criteria part a group's filters
+    into, by pattern as in :func:`~onnxprune.channels.chosen` (``"*"`` for all groups); where nothing is said, a fifth of them.
 
     Raises:
         OptionError: an option outside its range.
@@ -29,6 +31,7 @@ class Options:
     pool: float = 2.0
     interval: tuple[float, float] = (0.0, 1.0)
     compat: str = ""
+    clusters: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -38,5 +41,8 @@ class Options:
             raise OptionError(f"params are {self.params}; give two weights that are not negative, and not both 0")
         if not self.pool >= 1:
             raise OptionError(f"pool is {self.pool}; it multiplies the number of units that leave, at least 1")
+        for pattern, number in self.clusters.items():
+            if number < 1:
+                raise OptionError(f"clusters of {pattern!r} are {number}; give a number of clusters, at least 1")
         if self.compat not in ("", COMPATIBLE):
             raise OptionError(f"compat is {self.compat!r}; choose {COMPATIBLE!r} or nothing")
