@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import ChannelGroup, Coupling
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, UsageError
+from onnxprune.files import one_line
 from onnxprune.labels import BoolArray
 
 Scores = npt.NDArray[np.float64]
+Table = Mapping[str, float] | str | Path | None
+"""Numbers by pattern (see :func:`~onnxprune.channels.chosen`), or a JSON file of them."""
+
+
+def read_table(source: Table, option: str) -> dict[str, float]:
+    """Numbers by pattern.
+
+    Raises:
+        UsageError: the file can't be read, or holds something else; ``option`` is what it was given for.
+    """
+    if source is None or isinstance(source, Mapping):
+        return dict(source or {})
+    try:
+        found = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option} {str(source)!r} can't be read as JSON: {one_line(error)}") from error
+    if not isinstance(found, dict) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in found.values()):
+        raise UsageError(f'{option} {str(source)!r} must be JSON of numbers by pattern, {{"layer1.*": 0.3, ...}}')
+    return found
 
 
 def allocate(

@@ -6,7 +6,7 @@ channel that leaves what stands in for it.
 
 >>> from onnxprune.importance import CRITERIA
 >>> sorted(CRITERIA)
-['impact', 'kmeans-distance', 'kmeans-l1', 'l1', 'l2', 'random', 'saliency', 'stochastic']
+['impact', 'kmeans-distance', 'kmeans-l1', 'kmeans-taylor', 'l1', 'l2', 'random', 'saliency', 'stochastic', 'taylor']
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
 from onnxprune.importance.baseline import Random
 from onnxprune.importance.impact import Impact
-from onnxprune.importance.kmeans import Clustered, Distance
+from onnxprune.importance.kmeans import ByTaylor, Clustered, Distance
 from onnxprune.importance.magnitude import l1, l2
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Nominator, Pairs
@@ -26,6 +26,7 @@ from onnxprune.importance.paoding import MODES, Paoding
 from onnxprune.importance.saliency import Saliency
 from onnxprune.importance.scene import Scene, Units
 from onnxprune.importance.stochastic import Stochastic
+from onnxprune.importance.taylor import Taylor
 from onnxprune.weights import Weights
 
 
@@ -42,6 +43,8 @@ CRITERIA: Mapping[str, Callable[[Options], Criterion]] = {
     "random": lambda options: Random(options.seed),
     "kmeans-l1": Clustered,
     "kmeans-distance": Distance,
+    "kmeans-taylor": ByTaylor,
+    "taylor": Taylor,
     "saliency": lambda options: Paoding("saliency", options) if options.compat else Saliency(options),
     "impact": lambda options: Paoding("impact", options) if options.compat else Impact(options),
     "stochastic": lambda options: Paoding("stochastic", options) if options.compat else Stochastic(options),
@@ -66,6 +69,7 @@ def criterion(name: "str | Criterion", options: Options) -> Criterion:
 
 __all__ = [
     "CRITERIA",
+    "ByTaylor",
     "Clustered",
     "Criterion",
     "Distance",
@@ -78,6 +82,7 @@ __all__ = [
     "Saliency",
     "Scene",
     "Stochastic",
+    "Taylor",
     "Units",
     "criterion",
     "l1",

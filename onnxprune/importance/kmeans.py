@@ -13,11 +13,12 @@ from onnxprune.allocation import Scores, lowest
 from onnxprune.channels import ChannelGroup, Member, chosen
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
-from onnxprune.importance.layers import layers, scales
 from onnxprune.importance.magnitude import l1
+from onnxprune.importance.normalised import scales
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Pairs
 from onnxprune.importance.scene import Scene
+from onnxprune.importance.taylor import Taylor
 from onnxprune.labels import IntArray
 from onnxprune.weights import Array, Weights
 
@@ -104,11 +105,24 @@ class Distance(Clustered):
 
     def features(self, scene: Scene, number: int) -> Array:
         """What channels are compared by, float32 (channels, numbers)."""
-        group, weights = scene.group(number), scene.weights
-        found = {layer.member: scales(scene.coupling, group, layer) for layer in layers(scene.coupling, group)}
-        none = np.zeros(group.size, np.float32)
-        parts = [components(rows) + found.get(member, none)[:, None] for member, rows in filters(group, weights)]
-        return np.concatenate(parts, axis=1)
+        found = filters(scene.group(number), scene.weights)
+        return np.concatenate([components(rows) + scales(scene, number, member)[:, None] for member, rows in found], axis=1)
+
+
+class ByTaylor(Clustered):
+    """The same with filters compared as they are, and importance by :class:`Taylor`: ``kmeans-taylor``."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self._taylor = Taylor(options, "kmeans-taylor")
+
+    def rank(self, scene: Scene, number: int) -> Scores:
+        """As :class:`Taylor`."""
+        return self._taylor.rank(scene, number)
+
+    def features(self, scene: Scene, number: int) -> Array:
+        """What channels are compared by, float32 (channels, numbers)."""
+        return np.concatenate([rows for _, rows in filters(scene.group(number), scene.weights)], axis=1)
 
 
 def shares(labels: IntArray, order: Scores, count: int) -> IntArray:
