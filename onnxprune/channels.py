@@ -18,7 +18,6 @@ from onnxprune.labels import BoolArray, Components, Fill, IntArray, Reason
 from onnxprune.shapes import Shapes, infer
 from onnxprune.weights import PARAMETERS, Array, Weights
 
-
 T = TypeVar("T")
 
 

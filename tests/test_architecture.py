@@ -22,6 +22,7 @@ LAYERS = [
 # fmt: off
 ONLY_HERE = {
     "onnx_graphsurgeon": "graph", "onnxruntime": "runtime", "typer": "cli", "rich": "cli", "matplotlib": "report.picture",
+    "sklearn": "importance.kmeans",
     "onnxruntime.quantization": "quantize.integer",  # tools apart from the runtime; nothing else needs them
 }
 # fmt: on

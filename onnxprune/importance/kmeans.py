@@ -78,7 +78,7 @@ class Clustered:
         """How many clusters a group is parted into: no more than it has channels."""
         size = scene.group(number).size
         wanted = chosen(scene.coupling, self.options.clusters, "--clusters")[number]
-        return min(size, max(1, round(size * SHARE)) if wanted is None else wanted)
+        return min(size, max(1, round(size * SHARE)) if wanted is None else int(wanted))
 
 
 class Distance(Clustered):
@@ -101,7 +101,7 @@ class Distance(Clustered):
             return self(scene.group(number), scene.weights, None)
         distances = np.linalg.norm(values - found.cluster_centers_[found.labels_], axis=1).astype(np.float64)
         alone = np.bincount(found.labels_)[found.labels_] == 1
-        return np.where(alone, 2 * distances.max(), distances)
+        return np.asarray(np.where(alone, 2 * distances.max(), distances))
 
     def features(self, scene: Scene, number: int) -> Array:
         """What channels are compared by, float32 (channels, numbers)."""
@@ -191,5 +191,7 @@ def learn() -> tuple[Any, Any]:
         from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA
     except ImportError as error:
-        raise UsageError("the k-means criteria need scikit-learn, which is not installed; pip install 'onnxprune[cluster]'") from error
+        raise UsageError(
+            "the k-means criteria need scikit-learn, which is not installed; pip install 'onnxprune[cluster]'"
+        ) from error
     return KMeans, PCA

@@ -31,7 +31,7 @@ class Options:
     pool: float = 2.0
     interval: tuple[float, float] = (0.0, 1.0)
     compat: str = ""
-    clusters: Mapping[str, int] = field(default_factory=dict)
+    clusters: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -42,7 +42,7 @@ class Options:
         if not self.pool >= 1:
             raise OptionError(f"pool is {self.pool}; it multiplies the number of units that leave, at least 1")
         for pattern, number in self.clusters.items():
-            if number < 1:
-                raise OptionError(f"clusters of {pattern!r} are {number}; give a number of clusters, at least 1")
+            if number < 1 or number != int(number):
+                raise OptionError(f"clusters of {pattern!r} are {number}; give a whole number, at least 1")
         if self.compat not in ("", COMPATIBLE):
             raise OptionError(f"compat is {self.compat!r}; choose {COMPATIBLE!r} or nothing")
