@@ -27,6 +27,7 @@ from onnxprune.quantize import Quantized, quantize
 from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
+from onnxprune.sweep import Sweep, sweep
 
 __all__ = [
     # verbs
@@ -34,6 +35,7 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "sweep",
     # verbs for one layer
     "remove_filters",
     "remove_kernels",
@@ -48,6 +50,7 @@ __all__ = [
     "Report",
     "Result",
     "Sampler",
+    "Sweep",
     # errors
     "DataError",
     "GradientError",

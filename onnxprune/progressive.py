@@ -99,7 +99,7 @@ class Run:
                 return
             except RepairError as error:
                 done = None
-                self._give_way(error, standing.coupling)
+                self.give_way(error, standing.coupling)
 
     def replayed(self, number: int, share: float, plan: Plan) -> Stage:
         """The model after a step that has been done before."""
@@ -153,7 +153,7 @@ class Run:
             merged = proof.prove(standing.removed, pruned)
             return replace(merged, verification=both(cut.verification, merged.verification))
 
-    def _give_way(self, error: RepairError, coupling: Coupling) -> None:
+    def give_way(self, error: RepairError, coupling: Coupling) -> None:
         """Hold what leads to a node that can't be corrected."""
         node = error.node
         measured = origin(self.graph, coupling.shapes, node.inputs).measured

@@ -234,6 +234,11 @@ class Sampler:
         return self._whole.after(standing.coupling, standing.removed, standing.heirs)
 
     @property
+    def criterion(self) -> Criterion:
+        """What says which channels matter."""
+        return self._criterion
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides what is chosen, as JSON data. An object's criterion goes by the name of its type."""
         name = self._given if isinstance(self._given, str) else type(self._given).__name__
