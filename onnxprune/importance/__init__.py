@@ -6,7 +6,7 @@ channel that leaves what stands in for it.
 
 >>> from onnxprune.importance import CRITERIA
 >>> sorted(CRITERIA)
-['impact', 'l1', 'l2', 'random', 'saliency', 'stochastic']
+['impact', 'l1', 'l2', 'random', 'reconstruction', 'saliency', 'stochastic', 'wasserstein']
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +19,15 @@ from onnxprune.errors import OptionError, UsageError
 from onnxprune.importance.baseline import Random
 from onnxprune.importance.impact import Impact
 from onnxprune.importance.magnitude import l1, l2
+from onnxprune.importance.measured import Measured
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Nominator, Pairs
 from onnxprune.importance.paoding import MODES, Paoding
+from onnxprune.importance.reconstruction import Reconstruction
 from onnxprune.importance.saliency import Saliency
 from onnxprune.importance.scene import Scene, Units
 from onnxprune.importance.stochastic import Stochastic
+from onnxprune.importance.wasserstein import Wasserstein
 from onnxprune.weights import Weights
 
 
@@ -42,6 +45,8 @@ CRITERIA: Mapping[str, Callable[[Options], Criterion]] = {
     "saliency": lambda options: Paoding("saliency", options) if options.compat else Saliency(options),
     "impact": lambda options: Paoding("impact", options) if options.compat else Impact(options),
     "stochastic": lambda options: Paoding("stochastic", options) if options.compat else Stochastic(options),
+    "wasserstein": Wasserstein,
+    "reconstruction": Reconstruction,
 }
 
 
@@ -65,15 +70,18 @@ __all__ = [
     "CRITERIA",
     "Criterion",
     "Impact",
+    "Measured",
     "Nominator",
     "Options",
     "Pairs",
     "Paoding",
     "Random",
+    "Reconstruction",
     "Saliency",
     "Scene",
     "Stochastic",
     "Units",
+    "Wasserstein",
     "criterion",
     "l1",
     "l2",

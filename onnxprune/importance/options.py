@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxprune.errors import OptionError
 
 COMPATIBLE = "paoding-1.0"
+PLACES = ("own", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Options:
     pool: float = 2.0
     interval: tuple[float, float] = (0.0, 1.0)
     compat: str = ""
+    samples: int = 32
+    analysis: str | Mapping[str, str] = "own"
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -38,5 +42,9 @@ class Options:
             raise OptionError(f"params are {self.params}; give two weights that are not negative, and not both 0")
         if not self.pool >= 1:
             raise OptionError(f"pool is {self.pool}; it multiplies the number of units that leave, at least 1")
+        if self.samples < 1:
+            raise OptionError(f"samples is {self.samples}; it is the number of samples of each class, at least 1")
+        if isinstance(self.analysis, str) and self.analysis not in PLACES:
+            raise OptionError(f"analysis is {self.analysis!r}; choose {' or '.join(PLACES)}, or a tensor for each of some groups")
         if self.compat not in ("", COMPATIBLE):
             raise OptionError(f"compat is {self.compat!r}; choose {COMPATIBLE!r} or nothing")
