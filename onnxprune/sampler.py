@@ -155,7 +155,7 @@ class Sampler:
         self._whole: Scene | None = None
         self._interval = interval
         parts = {"*": clusters} if isinstance(clusters, int) else read_table(clusters, "--clusters")
-        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat, parts)
+        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat, clusters=parts)
         self._set(criterion)
 
     def set_strategy(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from onnxprune.errors import OptionError
 
 COMPATIBLE = "paoding-1.0"
+PLACES = ("own", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Options:
     interval: tuple[float, float] = (0.0, 1.0)
     compat: str = ""
     clusters: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 32
+    analysis: str | Mapping[str, str] = "own"
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -44,5 +47,9 @@ class Options:
         for pattern, number in self.clusters.items():
             if number < 1 or number != int(number):
                 raise OptionError(f"clusters of {pattern!r} are {number}; give a whole number, at least 1")
+        if self.samples < 1:
+            raise OptionError(f"samples is {self.samples}; it is the number of samples of each class, at least 1")
+        if isinstance(self.analysis, str) and self.analysis not in PLACES:
+            raise OptionError(f"analysis is {self.analysis!r}; choose {' or '.join(PLACES)}, or a tensor for each of some groups")
         if self.compat not in ("", COMPATIBLE):
             raise OptionError(f"compat is {self.compat!r}; choose {COMPATIBLE!r} or nothing")

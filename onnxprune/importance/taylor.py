@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.allocation import Scores
-from onnxprune.importance.magnitude import l1
+from onnxprune.importance.calibration import Calibration
 from onnxprune.importance.measured import Measured
 from onnxprune.importance.normalised import behind
 from onnxprune.importance.options import Options
+from onnxprune.importance.reconstruction import first_order, with_gradient
 from onnxprune.importance.scene import Scene
 from onnxprune.weights import Array
 
@@ -22,6 +23,8 @@ class Taylor(Measured):
     before they are multiplied. ``L`` is the cross-entropy with the labels, or with the model's own classes. A layer's scores are
     divided by their Euclidean norm (+ 1e-8); where several layers make the same channels, theirs are added.
 
+    Where there is no gradient by what a layer writes, ``|sum y dL/dy|`` is taken, by differences if need be, which the notes say.
+
     A product of means, not the mean of products of Molchanov et al. 2017 (arXiv:1611.06440).
     """
 
@@ -31,18 +34,22 @@ class Taylor(Measured):
 
     def measure(self, scene: Scene) -> list[Scores]:
         """Float64 (channels,) for each group, larger = keep."""
-        groups = range(len(scene.coupling.groups))
-        made = [scene.made(number) for number in groups]
-        names = {name: behind(scene.coupling, name) for layers in made for name in layers}
-        both = [*names, *(after[0] for after in names.values() if after is not None)]
-        values, slopes = self._means(scene, both)
-        return [self._group(scene, number, made[number], names, values, slopes) for number in groups]
+        calibration = scene.calibration(self.name)
+        made = {number: scene.made(number) for number in range(len(scene.coupling.groups))}
+        norms = {name: behind(scene.coupling, name) for layers in made.values() for name in layers}
+        after = {name: found[0] for name, found in norms.items() if found is not None}
+        read = {n: [t for name in layers for t in (name, after.get(name)) if t] for n, layers in made.items() if layers}
+        known = with_gradient(calibration, read)
+        values, slopes = self._means(calibration, list(dict.fromkeys(t for n in known for t in read[n])))
+        found = {n: self._group(scene, n, made[n], after, values, slopes) for n in known}
+        rest = first_order(scene, calibration, [n for n in made if n not in known], self.options.seed)
+        found |= {n: np.abs(scores) / (np.linalg.norm(scores) + 1e-8) for n, scores in rest.items()}
+        return [found[n] for n in made]
 
-    def _means(self, scene: Scene, names: list[str]) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _means(self, calibration: Calibration, names: list[str]) -> tuple[dict[str, Array], dict[str, Array]]:
         """The mean magnitudes of tensors and of the loss's slopes by them, over the samples."""
         values, slopes = dict[str, Array](), dict[str, Array]()
-        calibration = scene.calibration(self.name)
-        for batch in calibration.differentiate(names, names):
+        for batch in calibration.differentiate(names, names) if names else ():
             share = len(batch.rows) / calibration.data.samples
             for name in names:
                 for found, here in ((values, batch.tensors[name]), (slopes, batch.slopes[name])):
@@ -54,18 +61,18 @@ class Taylor(Measured):
         scene: Scene,
         number: int,
         made: Mapping[str, int],
-        names: Mapping[str, tuple[str, str] | None],
+        normalised: Mapping[str, str],
         values: Mapping[str, Array],
         slopes: Mapping[str, Array],
     ) -> Scores:
-        """The scores of a group; its L1 norms where no layer's outputs are seen."""
+        """The scores of a group."""
         found = np.zeros(scene.group(number).size)
         for name, axis in made.items():
-            after, at = names[name], scene.places(number, name, axis)
+            at = scene.places(number, name, axis)
             assert at is not None, "where channels are made, they have places"
             f, g = values[name], slopes[name]
-            if after is not None:
-                f, g = f + values[after[0]], g + slopes[after[0]]
+            if name in normalised:
+                f, g = f + values[normalised[name]], g + slopes[normalised[name]]
             layer = np.moveaxis(np.abs(f * g), axis, 0)[at].reshape(len(at), -1).mean(axis=1)
             found += layer / (np.linalg.norm(layer) + 1e-8)
-        return found if made else l1(scene.group(number), scene.weights, None)
+        return found
