@@ -1,4 +1,4 @@
-"""Input gradients of any model by finite differences, with a budget of forward passes that is known beforehand.
+"""Input gradients of any model by finite differences, in a number of forward passes that is known beforehand.
 
 Central differences of the label's log-odds, ``(m(x + h u) - m(x - h u)) / 2h``. The directions u are the input's coordinates;
 where these are too many for the budget, blocks of neighbouring coordinates, each moved as one. (Antithetic random directions
@@ -21,16 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.errors import ModelError, OptionError
+from onnxprune.errors import ModelError
 from onnxprune.evaluate.accuracy import Labels
 from onnxprune.evaluate.classifier import Classifier
 from onnxprune.weights import Array
-
-WORK = 10**13
-"""Multiply-accumulates that gradients may take by default: some minutes on two cores."""
-
-_PASS = 100_000
-"""What a forward pass costs beside its multiply-accumulates, in the same unit."""
 
 _TRIED = (8, 32)
 """Samples and directions on which the step is chosen."""
@@ -87,124 +81,46 @@ def partition(shape: Sequence[int], count: int) -> Blocks:
     return Blocks(tuple(shape), tuple(grid), members, of)
 
 
-@dataclass(frozen=True, eq=False)
-class Budget:
-    """The directions along which each sample is differentiated, and how many forward passes (samples) that takes at most.
-
-    ``blocks``: by input that is attacked, none without an attack. ``epsilons``: how many are tried, each by an attack and by
-    noise. ``others``: passes for predictions without either.
-    """
-
-    samples: int
-    blocks: Mapping[str, Blocks]
-    epsilons: int
-    others: int
-
-    @property
-    def coordinates(self) -> int:
-        """Values of one sample that can be moved."""
-        return sum(len(b.of) for b in self.blocks.values())
-
-    @property
-    def directions(self) -> int:
-        """Directions per sample."""
-        return sum(len(b.members) for b in self.blocks.values())
-
-    @property
-    def gradient(self) -> int:
-        """Passes for gradients: two along each direction of each sample, and those with which the step is chosen."""
-        if not self.blocks:
-            return 0
-        trial = min(_TRIED[0], self.samples) * (1 + 2 * min(_TRIED[1] + len(self.blocks), self.directions))
-        return 2 * self.samples * self.directions + trial
-
-    @property
-    def passes(self) -> int:
-        """All passes."""
-        return self.gradient + 2 * self.epsilons * self.samples + self.others
-
-    @property
-    def along(self) -> str:
-        """Along what is differentiated."""
-        if all(b.whole for b in self.blocks.values()):
-            return f"each of {self.coordinates:,} coordinates"
-        grids = ", ".join(f"{'x'.join(map(str, b.grid))} of {'x'.join(map(str, b.shape))}" for b in self.blocks.values())
-        return f"{self.directions:,} blocks of neighbours ({grids}) instead of {self.coordinates:,} coordinates"
-
-    @property
-    def warning(self) -> str:
-        """What the estimate means; empty without an attack."""
-        if not self.blocks:
-            return ""
-        each = 2 * self.coordinates
-        enough = 2 * self.samples * self.directions // each
-        fewer = f", or {enough:,} samples" if enough else ""
-        complete = f"; all coordinates need a budget of {self.samples * each:,}{fewer}"
-        whole = self.directions == self.coordinates
-        return (
-            f"gradients are estimated by finite differences along {self.along}: "
-            f"estimates {'can ' if whole else ''}understate how vulnerable the model is{'' if whole else complete}"
-        )
-
-    def __str__(self) -> str:
-        parts = [f"at most {self.passes:,} forward passes for {self.samples:,} samples"]
-        if self.blocks:
-            parts.append(f"{self.gradient:,} of them for gradients by central differences along {self.along}")
-        return ", ".join(parts)
+def trial(samples: int, blocks: Mapping[str, Blocks]) -> int:
+    """Forward passes with which the step is chosen, at most."""
+    return min(_TRIED[0], samples) * (1 + 2 * min(_TRIED[1] + len(blocks), sum(len(b.members) for b in blocks.values())))
 
 
-def plan(inputs: Mapping[str, Array], *, passes: int | None, macs: int, epsilons: int, others: int) -> Budget:
-    """Choose the directions.
+class Differences:
+    """The gradient of minus the label's log-odds, estimated along each block of the attacked inputs.
 
     Args:
-        inputs: the arrays to be attacked ``(samples, ...)`` by name.
-        passes: forward passes that the gradients of all samples may take; by default what some minutes are enough for.
-        macs: multiply-accumulates of one pass.
-
-    Raises:
-        OptionError: the budget is too small for one direction per sample and input.
-    """
-    samples = len(next(iter(inputs.values())))
-    wanted = WORK // (macs + _PASS) if passes is None else passes
-    directions = max(wanted // (2 * samples), 0 if passes is not None else len(inputs))
-    if directions < len(inputs):
-        raise OptionError(
-            f"budget is {passes}; {samples} samples need at least {2 * samples * len(inputs)} forward passes for gradients, "
-            "two along each direction; raise it, or take fewer samples"
-        )
-    sizes = {name: values[0].size for name, values in inputs.items()}
-    total = sum(sizes.values())
-    counts = {name: max(1, size if total <= directions else size * directions // total) for name, size in sizes.items()}
-    while sum(counts.values()) > max(directions, len(counts)):
-        counts[max(counts, key=counts.__getitem__)] -= 1
-    return Budget(samples, {n: partition(inputs[n].shape[1:], count) for n, count in counts.items()}, epsilons, others)
-
-
-def differences(
-    model: Classifier,
-    inputs: Mapping[str, Array],
-    labels: Labels,
-    blocks: Mapping[str, Blocks],
-    ranges: Mapping[str, float],
-    *,
-    progress: Progress | None = None,
-) -> dict[str, Derivatives]:
-    """Derivatives of the label's log-odds along each block of the attacked inputs.
-
-    Args:
-        inputs: all inputs of the model, ``(samples, ...)`` by name.
+        inputs: all inputs of the model, ``(samples, ...)`` by name, and ``labels``: where the step is chosen.
         ranges: how far the values of each attacked input spread; steps are shares of it.
         progress: called with a few words after each stack of passes.
-
-    Returns:
-        By input, ``(samples, blocks)``: the sum of the partial derivatives in the block.
 
     Raises:
         ModelError: the model does not run, or gives NaN.
     """
-    members = {name: b.members for name, b in blocks.items()}
-    steps = _steps(model, inputs, labels, members, ranges)
-    return _along(model, inputs, labels, members, steps, progress or (lambda done: None))
+
+    def __init__(
+        self,
+        model: Classifier,
+        inputs: Mapping[str, Array],
+        labels: Labels,
+        blocks: Mapping[str, Blocks],
+        ranges: Mapping[str, float],
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        self._model, self._blocks, self._tell = model, blocks, progress or (lambda done: None)
+        self._members = {name: b.members for name, b in blocks.items()}
+        self._steps = _steps(model, inputs, labels, self._members, ranges)
+
+    def __call__(self, inputs: Mapping[str, Array], labels: Labels, step: int = 0) -> dict[str, Derivatives]:
+        """By attacked input, ``(samples, values)``: in each block the mean of its partial derivatives.
+
+        Raises:
+            ModelError: the model does not run, or gives NaN.
+        """
+        sums = _along(self._model, inputs, labels, self._members, self._steps, self._tell)
+        sizes = {name: np.bincount(b.of).astype(np.float32) for name, b in self._blocks.items()}
+        return {name: (-found / sizes[name])[:, self._blocks[name].of] for name, found in sums.items()}
 
 
 def _steps(
