@@ -2,6 +2,7 @@
 
     OnnxpruneError           something failed; nothing was written          exit 1
     ├── ModelError           the file is not a model that can be pruned
+    │   └── GradientError    a derivative is asked for that can't be written
     ├── PlanError            a plan does not fit the model
     ├── TapeError            a tape of progressive pruning can't be read, or is of another run
     ├── DataError            calibration or evaluation data do not fit the model
@@ -22,6 +23,14 @@ class OnnxpruneError(Exception):
 
 class ModelError(OnnxpruneError):
     """The given file or proto is not a model that can be read, understood or run."""
+
+
+class GradientError(ModelError):
+    """A derivative through a node without a rule, or of a loss that does not fit the model's outputs. ``node``: its label."""
+
+    def __init__(self, message: str, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
 
 
 class PlanError(OnnxpruneError):

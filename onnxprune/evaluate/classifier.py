@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, ModelProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluate.accuracy import Floats, Scores, scores
+from onnxprune.gradient import before
 from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.runtime import Session, tapped
-from onnxprune.structure import STANDARD, Port
+from onnxprune.structure import Port
 from onnxprune.weights import Array
 
 _CACHE = 1 << 18
@@ -124,8 +125,8 @@ def _candidates(
     for form, batch in forms:
         lazy = form if isinstance(form, LazyModel) else LazyModel(form, {})
         for output in lazy.proto.graph.output:
-            before, last = _before(lazy.proto.graph, output.name)
-            for tensor, op in {before: last, output.name: ""}.items():
+            tensor_before, last = before(lazy.proto.graph, output.name)
+            for tensor, op in {tensor_before: last, output.name: ""}.items():
                 try:
                     session = Session(tapped(lazy, [tensor], only=True).ready())
                 except ModelError:
@@ -149,19 +150,6 @@ _LAST: dict[str, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats]]] 
     "Sigmoid": (_sigmoid, np.asarray),
 }
 """Last operators that can be left out: what makes values before it, and values after it, the same."""
-
-_PASSING = frozenset({"Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze"})
-
-
-def _before(graph: GraphProto, output: str) -> tuple[str, str]:
-    """The tensor before the last operator that can be left out, and that; the output itself where there is none."""
-    producers = {name: node for node in graph.node if node.domain in STANDARD for name in node.output}
-    name = output
-    while name in producers and producers[name].op_type in _PASSING:
-        name = producers[name].input[0]
-    if name in producers and producers[name].op_type in _LAST:
-        return producers[name].input[0], producers[name].op_type
-    return output, ""
 
 
 def _freed(model: ModelProto, ports: Collection[str], fixed: int) -> ModelProto:

@@ -21,14 +21,24 @@ True
 
 from onnxprune.gradient import elementwise, linear, movement, normalization, pooling, reduction
 from onnxprune.gradient.backward import Backward, backward
+from onnxprune.gradient.differentiate import LOSS, Gate, GradientGraph, Wrt, differentiate, gradient_graph
+from onnxprune.gradient.loss import LOSSES, before
 from onnxprune.gradient.registry import ZERO, find, vjp
 
 __all__ = [
     "Backward",
+    "Gate",
+    "GradientGraph",
+    "LOSS",
+    "LOSSES",
+    "Wrt",
     "ZERO",
     "backward",
+    "before",
+    "differentiate",
     "elementwise",
     "find",
+    "gradient_graph",
     "linear",
     "movement",
     "normalization",

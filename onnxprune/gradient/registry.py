@@ -19,10 +19,15 @@ QUANTISERS = frozenset({"DynamicQuantizeLinear", "QuantizeLinear"})
 """Operators whose integers stand for real numbers. Other integers are positions, classes and sizes: without a gradient."""
 
 _VJPS: dict[str, Vjp] = {}
+_SEVERAL: set[str] = set()
 
 
-def vjp(*ops: str) -> Callable[[Vjp], Vjp]:
+def vjp(*ops: str, several: bool = False) -> Callable[[Vjp], Vjp]:
     """Make a function the rule of ONNX's operators of these names.
+
+    Args:
+        several: whether it takes the gradients of all results (None: nothing depends on it) and all results, as tuples,
+            rather than those of the first one alone.
 
     Raises:
         ValueError: there is a rule for one of them already.
@@ -33,6 +38,7 @@ def vjp(*ops: str) -> Callable[[Vjp], Vjp]:
             if op in _VJPS:
                 raise ValueError(f"operator {op} has a gradient already")
             _VJPS[op] = function
+            _SEVERAL.update((op,) if several else ())
         return function
 
     return add
@@ -41,3 +47,8 @@ def vjp(*ops: str) -> Callable[[Vjp], Vjp]:
 def find(op: str) -> Vjp | None:
     """The rule for one of ONNX's own operators, or None."""
     return _VJPS.get(op)
+
+
+def takes_several(op: str) -> bool:
+    """Whether an operator's rule takes the gradients of all results."""
+    return op in _SEVERAL

@@ -100,13 +100,14 @@ class Step:
 
     def constant(self, values: Array | float) -> Name:
         """Values of the type of the node's first result."""
-        return self._stored(np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(self.elem_type)))
+        return self.stored(np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(self.elem_type)))
 
     def ints(self, values: Sequence[int]) -> Name:
         """A vector of integers."""
-        return self._stored(np.array(values, np.int64))
+        return self.stored(np.array(values, np.int64))
 
-    def _stored(self, values: Array) -> Name:
+    def stored(self, values: Array) -> Name:
+        """Values as a tensor of the model."""
         name = self.tape.unique("constant")
         self.tape.constants[name] = numpy_helper.from_array(values, name)
         return name
