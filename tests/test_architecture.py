@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
-    "errors", "weights", "lazy", "structure", "files", "intake", "assembly", "graph",
+    "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
     "cost", "data", "allocation", "plan", "surgery", "lossless", "gradient", "importance", "compensate", "sampler",
     "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner",
