@@ -164,7 +164,8 @@ def _flat(values: Array) -> Array:
 
 def _length(parts: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     """The 2-norm of each sample's values in all inputs together, ``(samples, 1)``."""
-    return np.sqrt(sum(np.square(p, dtype=np.float64).sum(axis=1, keepdims=True) for p in parts))
+    squares = (np.square(part, dtype=np.float64).sum(axis=1, keepdims=True) for part in parts)
+    return np.asarray(np.sqrt(np.sum(list(squares), axis=0)))
 
 
 def _scaled(move: Move, factor: npt.NDArray[np.float64]) -> Move:

@@ -44,21 +44,20 @@ class Budget:
         return sum(len(b.members) for b in (self.blocks or {}).values())
 
     @property
-    def estimates(self) -> int:
-        """Passes for finite differences: two along each direction of each sample, and those with which the step is chosen."""
-        if not self.blocks:
-            return 0
-        return self.gradients * 2 * self.samples * self.directions + trial(self.samples, self.blocks)
+    def passes(self) -> int:
+        """All forward passes."""
+        return self.spent(self.samples, self.gradients * self.samples, self.judged * self.samples)[0]
 
     @property
     def backward(self) -> int:
         """Backward passes; each costs about as much as two forward ones."""
-        return 0 if self.blocks else self.gradients * self.samples
+        return self.spent(self.samples, self.gradients * self.samples, self.judged * self.samples)[1]
 
-    @property
-    def passes(self) -> int:
-        """All forward passes."""
-        return self.estimates + self.backward + self.judged * self.samples + self.others
+    def spent(self, samples: int, gradients: int, judged: int) -> tuple[int, int]:
+        """Forward and backward passes of an attack on so many samples that took so many gradients and predictions in all."""
+        if not self.blocks:
+            return gradients + judged + self.others, gradients
+        return 2 * gradients * self.directions + trial(samples, self.blocks) + judged + self.others, 0
 
     @property
     def along(self) -> str:
@@ -87,7 +86,8 @@ class Budget:
     def __str__(self) -> str:
         parts = [f"at most {self.passes:,} forward passes for {self.samples:,} samples"]
         if self.blocks:
-            parts.append(f"{self.estimates:,} of them for gradients by central differences along {self.along}")
+            estimates = self.passes - self.judged * self.samples - self.others
+            parts.append(f"{estimates:,} of them for gradients by central differences along {self.along}")
         elif self.backward:
             parts.append(f"and {self.backward:,} backward passes")
         return ", ".join(parts)

@@ -67,10 +67,10 @@ class Judge:
     """Tells which samples a model classifies right, and counts them.
 
     Args:
-        session, ports: of the model. ``probabilities``: whether its scores are such.
+        session, ports: of the model. ``probabilities``: whether its scores are such, None where it gives classes alone.
     """
 
-    def __init__(self, session: Session, ports: Sequence[Port], probabilities: bool) -> None:
+    def __init__(self, session: Session, ports: Sequence[Port], probabilities: bool | None) -> None:
         self._session, self._ports, self._probabilities = session, ports, probabilities
         self.count = 0
 
