@@ -18,7 +18,7 @@ import onnxprune
 from onnxprune import Evaluator, data
 from onnxprune.cli import app
 from onnxprune.errors import DataError, ModelError, OnnxpruneError, OptionError, UsageError
-from onnxprune.evaluate import Scores, cross_entropy, find_scores, gradient, plan, predict, robustness, top_k_accuracy
+from onnxprune.evaluate import Budget, Scores, cross_entropy, differences, find_scores, plan, predict, top_k_accuracy
 from onnxprune.evaluate import classifier as forms
 from onnxprune.graph import load
 
@@ -111,9 +111,9 @@ def slopes(proto: ModelProto, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     ready = graph.assemble().ready()
     clean = find_scores(predict(ready, dataset, graph.inputs))
     assert clean is not None
-    form = forms.classifier(ready, dataset, graph.inputs, clean)
-    blocks = {"x": gradient.partition(x.shape[1:], x[0].size)}
-    return gradient.differences(form, dataset.inputs, labels, blocks, {"x": 1.0})["x"]
+    form = next(forms.classifiers(ready, dataset, graph.inputs, clean))
+    blocks = {"x": differences.partition(x.shape[1:], x[0].size)}
+    return -differences.Differences(form, dataset.inputs, labels, blocks, {"x": 1.0})(dataset.inputs, labels)["x"]
 
 
 # the attack equals the exact one ---------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_a_reshape_that_names_the_batch_is_freed() -> None:
     ready = graph.assemble().ready()
     clean = find_scores(predict(ready, dataset, graph.inputs))
     assert clean is not None
-    form = forms.classifier(ready, dataset, graph.inputs, clean)
+    form = next(forms.classifiers(ready, dataset, graph.inputs, clean))
     assert (form.batch, form.tensor, form.probabilities) == (None, "logits", False)
     found = Evaluator(EPSILONS).evaluate(proto, (NET.x, NET.labels))
     close(found.robust_accuracy, NET.robust)
@@ -304,13 +304,13 @@ def test_inputs_without_further_axes() -> None:
 
 # the budget -------------------------------------------------------------------------------------------------------------
 def test_partition_keeps_neighbours_together() -> None:
-    blocks = gradient.partition((3, 8, 8), 12)
+    blocks = differences.partition((3, 8, 8), 12)
     assert (blocks.grid, blocks.members.shape) == ((3, 2, 2), (12, 16))
     assert sorted(blocks.members.ravel()) == list(range(192))
     assert np.array_equal(blocks.of.reshape(3, 8, 8)[1], np.kron([[4, 5], [6, 7]], np.ones((4, 4))))
-    uneven = gradient.partition((7,), 3)
+    uneven = differences.partition((7,), 3)
     assert [sorted(set(row)) for row in uneven.members.tolist()] == [[0, 1, 2], [3, 4], [5, 6]]
-    assert gradient.partition((7,), 7).whole
+    assert differences.partition((7,), 7).whole
 
 
 @pytest.mark.parametrize("budget", [120, 360, 10**6])
@@ -345,7 +345,7 @@ def test_default_budget_depends_on_the_work() -> None:
 
 
 def test_what_is_said_beforehand() -> None:
-    said: list[gradient.Budget] = []
+    said: list[Budget] = []
     Evaluator([0.1], budget=480).evaluate(NET.onnx(), (NET.x, NET.labels), announce=said.append)
     assert str(said[0]) == (
         "at most 732 forward passes for 60 samples, 552 of them for gradients by central differences along "
