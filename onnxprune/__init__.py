@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 from onnxprune.compare import Comparison, compare
 from onnxprune.errors import (
     DataError,
+    GradientError,
     ModelError,
     OnnxpruneError,
     OptionError,
@@ -45,6 +46,7 @@ __all__ = [
     "Sampler",
     # errors
     "DataError",
+    "GradientError",
     "ModelError",
     "OnnxpruneError",
     "OptionError",

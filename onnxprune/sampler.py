@@ -198,8 +198,8 @@ class Sampler:
             OptionError: the ratio is outside its range.
         """
         limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
-        if self._whole is None or self._whole.coupling is not standing.base:
-            self._whole = Scene(standing.base, standing.gone, self._options.interval)
+        if self._whole is None or self._whole.coupling is not standing.base or self._whole.data is not data:
+            self._whole = Scene(standing.base, standing.gone, self._options.interval, data=data)
         whole = self._whole
         scene = whole.after(standing.coupling, standing.removed, standing.heirs)
         scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
@@ -241,5 +241,5 @@ class Sampler:
         found = self._criterion.nominate(scene, number, count) if isinstance(self._criterion, Nominator) else None
         if found is not None:
             return found
-        leaves = lowest(self._criterion(scene.group(number), scene.weights, data), count)
+        leaves = lowest(self._rank(scene, number, data), count)
         return Pairs(leaves, np.full(len(leaves), -1))

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 LAYERS = [
     "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
-    "cost", "data", "allocation", "plan", "surgery", "lossless", "gradient", "importance", "compensate", "sampler",
-    "evaluate", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner",
+    "cost", "data", "allocation", "plan", "surgery", "lossless", "gradient", "evaluate", "importance", "compensate",
+    "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner",
     "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
