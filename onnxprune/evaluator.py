@@ -30,8 +30,8 @@ from onnxprune.evaluate import (
     classes,
     cross_entropy,
     differentiated,
+    find_gradient,
     find_scores,
-    gradient,
     limits,
     plan,
     predict,
@@ -149,7 +149,7 @@ class Evaluator:
         found = tuple(dict.fromkeys(float(e) for e in epsilons))
         for epsilon in found:
             if not (math.isfinite(epsilon) and epsilon >= 0):
-                raise OptionError(f"epsilon is {epsilon:g}; it is the largest change of an input value, at least 0")
+                raise OptionError(f"epsilon is {epsilon:g}; it is how far the attack may go, at least 0")
         self._epsilons = found
 
     def get_epsilons(self) -> tuple[float, ...]:
@@ -309,7 +309,7 @@ class Evaluator:
         if not len(chosen):
             return Robustness(dict.fromkeys(self._epsilons, 0), dict.fromkeys(self._epsilons, 0))
         data, bounds = dataset.take(chosen), limits(attacked(dataset), self._range)
-        slopes = gradient(
+        slopes = find_gradient(
             source,
             data,
             clean.take(chosen),

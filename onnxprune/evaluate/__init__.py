@@ -18,7 +18,7 @@ from onnxprune.evaluate.accuracy import (
 from onnxprune.evaluate.attack import NORMS, Attack, Gradient, adversarial
 from onnxprune.evaluate.budget import Budget, plan
 from onnxprune.evaluate.classifier import without_maps
-from onnxprune.evaluate.gradient import Sparse, differentiated, gradient
+from onnxprune.evaluate.gradient import Sparse, differentiated, find_gradient
 from onnxprune.evaluate.latency import Latency, interleaved
 from onnxprune.evaluate.robustness import Judge, Robustness, attacked, limits, robustness
 from onnxprune.evaluate.surrogate import check_surrogate, surrogate_scores
@@ -48,7 +48,7 @@ __all__ = [
     "cross_entropy",
     "differentiated",
     "find_scores",
-    "gradient",
+    "find_gradient",
     "interleaved",
     "limits",
     "measure",

@@ -74,7 +74,11 @@ class Sparse:
         return found
 
 
-def gradient(
+DENSE = Sparse()
+"""No weights."""
+
+
+def find_gradient(
     graph: Graph,
     data: Dataset,
     clean: Scores,
@@ -82,7 +86,7 @@ def gradient(
     limits: Mapping[str, Range],
     *,
     blocks: Mapping[str, Blocks] | None = None,
-    sparse: Sparse = Sparse(),
+    sparse: Sparse = DENSE,
     progress: Callable[[str], None] | None = None,
 ) -> Gradient:
     """The gradient of a classifier.
@@ -113,7 +117,7 @@ def gradient(
 
 
 def differentiated(
-    graph: Graph, shapes: Shapes, inputs: Collection[str], sparse: Sparse = Sparse(), *, probabilities: bool = False
+    graph: Graph, shapes: Shapes, inputs: Collection[str], sparse: Sparse = DENSE, *, probabilities: bool = False
 ) -> GradientGraph:
     """A model's backward graph for attacks.
 
