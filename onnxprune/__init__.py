@@ -20,7 +20,8 @@ from onnxprune.errors import (
     UsageError,
     VerificationError,
 )
-from onnxprune.evaluator import Evaluation, Evaluator
+from onnxprune.evaluation import Evaluation
+from onnxprune.evaluator import Evaluator
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
