@@ -14,7 +14,7 @@ from onnxprune.evaluate.accuracy import (
     relative_error,
     top_k_accuracy,
 )
-from onnxprune.evaluate.classifier import without_maps
+from onnxprune.evaluate.classifier import freed, without_maps
 from onnxprune.evaluate.gradient import Budget, plan
 from onnxprune.evaluate.latency import Latency, interleaved
 from onnxprune.evaluate.robustness import Robustness, attacked, fgsm, limits
@@ -36,6 +36,7 @@ __all__ = [
     "cross_entropy",
     "fgsm",
     "find_scores",
+    "freed",
     "interleaved",
     "limits",
     "measure",
