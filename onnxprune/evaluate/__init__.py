@@ -49,6 +49,7 @@ __all__ = [
     "differentiated",
     "find_scores",
     "find_gradient",
+    "freed",
     "interleaved",
     "limits",
     "measure",

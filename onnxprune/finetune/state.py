@@ -57,7 +57,8 @@ class Keeper:
             f"{kind}/{name}": values for kind, found in state.arrays.items() for name, values in found.items()
         }
         data = io.BytesIO()
-        np.savez(data, **{_ABOUT: np.array(about)}, **flat)
+        arrays: dict[str, Any] = {_ABOUT: np.array(about), **flat}
+        np.savez(data, **arrays)
         write(data.getvalue(), self._path, "state")
 
     def load(self) -> State | None:

@@ -97,7 +97,7 @@ class Samples:
 
     def take(self, rows: Rows) -> Samples:
         """Some of them."""
-        return Samples(self.data.part(rows), {name: values[rows] for name, values in self.targets.items()})
+        return Samples(self.data.take(rows), {name: values[rows] for name, values in self.targets.items()})
 
 
 class Model:
@@ -278,7 +278,7 @@ class Trainer:
     def _batch(self, rows: Rows, rng: np.random.Generator) -> Samples:
         if self._known is not None:
             return self._known.take(rows)
-        part = self._data.part(rows)
+        part = self._data.take(rows)
         return self._samples(replace(part, inputs=augmented(part.inputs, self._settings.augment, rng)))
 
     def _samples(self, data: Dataset) -> Samples:
@@ -286,7 +286,7 @@ class Trainer:
 
     def _small(self, data: Dataset) -> bool:
         """Whether what the original says about all samples may be kept."""
-        one = self._samples(data.part(np.zeros(1, np.int64))).targets
+        one = self._samples(data.take(np.zeros(1, np.int64))).targets
         return data.samples * sum(values.nbytes for values in one.values()) <= _CACHE
 
     def _ignorance(self, start: float | None) -> float:
