@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 
@@ -158,6 +158,15 @@ def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason], mixi
             state = flow(graph, shapes, chosen, names, mixing=mixing)
             components = state.space.components()
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
+
+
+def names(groups: Sequence[ChannelGroup]) -> list[str]:
+    """The groups' names; where several have one, they are numbered."""
+    found: dict[str, None] = {}
+    for group in groups:
+        numbered = chain([group.name], (f"{group.name} ({k})" for k in count(2)))
+        found[next(name for name in numbered if name not in found)] = None
+    return list(found)
 
 
 def stored_site(graph: Graph, site: Site) -> Site:

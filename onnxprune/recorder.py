@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from onnxprune.channels import ChannelGroup
+from onnxprune.channels import ChannelGroup, names
 from onnxprune.clock import Clock
 from onnxprune.cost import cost
 from onnxprune.data import Dataset
@@ -194,12 +193,8 @@ class Recorder:
 
 
 def _named(standing: Standing) -> dict[str, ChannelGroup]:
-    """The groups by name; where several have one, they are numbered."""
-    found: dict[str, ChannelGroup] = {}
-    for group in standing.coupling.groups:
-        names = chain([group.name], (f"{group.name} ({k})" for k in count(2)))
-        found[next(name for name in names if name not in found)] = group
-    return found
+    """The groups by name."""
+    return dict(zip(names(standing.coupling.groups), standing.coupling.groups, strict=True))
 
 
 def _kept(metrics: Metrics) -> Metrics:
