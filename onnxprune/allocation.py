@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import gcd
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import ChannelGroup, Coupling
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, UsageError
+from onnxprune.files import one_line
 from onnxprune.labels import BoolArray
 
 Scores = npt.NDArray[np.float64]
+Table = Mapping[str, float] | str | Path | None
+"""Numbers by pattern (see :func:`~onnxprune.channels.chosen`), or a JSON file of them."""
+
+
+def read_table(source: Table, option: str) -> dict[str, float]:
+    """Numbers by pattern.
+
+    Raises:
+        UsageError: the file can't be read, or holds something else; ``option`` is what it was given for.
+    """
+    if source is None or isinstance(source, Mapping):
+        return dict(source or {})
+    try:
+        found = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option} {str(source)!r} can't be read as JSON: {one_line(error)}") from error
+    if not isinstance(found, dict) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in found.values()):
+        raise UsageError(f'{option} {str(source)!r} must be JSON of numbers by pattern, {{"layer1.*": 0.3, ...}}')
+    return found
 
 
 def allocate(
@@ -58,6 +80,8 @@ class Limits:
     group's ``n`` channels; ``"global"`` ranks all channels together; to make layers comparable, a group's scores are divided
     by their mean first. ``min_channels``: what every group keeps at least. ``round_to``: axes keep a multiple of this many
     indices, rounded up. ``"tod"``: each group loses as many as the level ``tod`` allows (:func:`tolerated`), whatever the ratio.
+    ``ratios``: for some groups a ratio of their own, by pattern as in :func:`~onnxprune.channels.chosen`; in steps they are
+    reached along with ``ratio``.
 
     Raises:
         OptionError: an option outside its range.
@@ -67,6 +91,7 @@ class Limits:
     scope: str = "uniform"
     min_channels: int = 1
     round_to: int = 1
+    ratios: Mapping[str, float] = field(default_factory=dict)
     tod: float = 0.05
 
     def __post_init__(self) -> None:
@@ -76,6 +101,13 @@ class Limits:
             raise OptionError(f"scope is {self.scope!r}; choose uniform, global or tod")
         if not 0 <= self.tod <= 1:
             raise OptionError(f"tod is {self.tod}; it is a share of the channels that leave, 0 <= tod <= 1")
+        for pattern, ratio in self.ratios.items():
+            if not 0 <= ratio < 1:
+                raise OptionError(
+                    f"ratio of {pattern!r} is {ratio}; it is the fraction of its channels to remove, 0 <= ratio < 1"
+                )
+        if self.ratios and self.scope != "uniform":
+            raise OptionError(f"ratios say how much each group loses, and so does scope {self.scope!r}; give one of them")
         if self.min_channels < 1:
             raise OptionError(f"min-channels is {self.min_channels}; every layer keeps at least 1 channel")
         if self.round_to < 1:
@@ -92,6 +124,7 @@ def counts(
     sizes: Sequence[int],
     scores: Sequence[Scores],
     limits: Limits,
+    own: Sequence[float | None] = (),
     protection: Sequence[Scores] = (),
 ) -> list[int]:
     """How many more channels each group loses.
@@ -100,13 +133,15 @@ def counts(
         groups: as they are now.
         sizes: how many channels they had when the share was taken, those that have left already included.
         scores: of the channels that are there; looked at where they decide how many leave.
+        own: each group's own ratio, where it has one.
         protection: the scores by which channels are protected; looked at for ``"tod"``.
     """
     if limits.scope == "tod":
         pairs = zip(groups, scores, protection, strict=True)
         wanted = [group.size - tolerated(low, high, limits.tod) for group, low, high in pairs]
     elif limits.scope == "uniform":
-        wanted = [size - int(np.floor(size * limits.ratio + 1e-9)) for size in sizes]
+        shares = [limits.ratio if share is None else share for share in own or [None] * len(sizes)]
+        wanted = [size - int(np.floor(size * share + 1e-9)) for size, share in zip(sizes, shares, strict=True)]
     else:
         left = sum(g.size for g in groups)
         lost = int(np.floor(sum(sizes) * limits.ratio + 1e-9)) - (sum(sizes) - left)

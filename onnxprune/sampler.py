@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune import lossless
-from onnxprune.allocation import Limits, Scores, counts, lowest
-from onnxprune.channels import Coupling, analyse, names
+from onnxprune.allocation import Limits, Scores, Table, counts, lowest, read_table
+from onnxprune.channels import Coupling, analyse, chosen, named
 from onnxprune.compensate import MODES, merged, refitted
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
@@ -121,11 +121,13 @@ class Sampler:
         ratio: fraction of channels to remove, 0 <= ratio < 1; by default a half.
         scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`.
         tod: level for scope ``"tod"``, by default 0.05. protection: the criterion whose ranking protects channels there.
+        ratios: of some groups, by pattern, or a JSON file of them.
         scores: a table of scores, or its path; criteria that it has are not measured again.
         compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
             the first for criteria that choose pairs, the second for others.
         interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
         params, recursive, pool, compat, samples, analysis, seed: as in :class:`~onnxprune.importance.Options`.
+        clusters: of the k-means criteria: one number for all groups, or numbers by pattern, or a JSON file of these.
 
     Raises:
         UsageError: there is no criterion of that name, or ``ratio`` and ``tod`` do not fit the scope.
@@ -144,12 +146,14 @@ class Sampler:
         scores: ScoreTable | str | Path | None = None,
         min_channels: int = 1,
         round_to: int = 1,
+        ratios: Table = None,
         compensate: str = "auto",
         params: tuple[float, float] = (0.75, 0.25),
         recursive: bool = True,
         pool: float = 2.0,
         interval: tuple[float, float] | None = None,
         compat: str = "",
+        clusters: int | Table = None,
         samples: int = 32,
         analysis: str | Mapping[str, str] = "own",
         seed: int = 0,
@@ -161,12 +165,15 @@ class Sampler:
         if scope != "tod" and tod is not None:
             raise UsageError(f"the ToD level is for --scope tod, and the scope is {scope!r}; give either --tod or another scope")
         given = {name: value for name, value in (("ratio", ratio), ("tod", tod)) if value is not None}
-        self.limits = Limits(scope=scope, min_channels=min_channels, round_to=round_to, **given)
+        own = read_table(ratios, "--ratios")
+        self.limits = Limits(scope=scope, min_channels=min_channels, round_to=round_to, ratios=own, **given)
         self.compensate = compensate
         self._whole: Scene | None = None
         self._interval = interval
         self._table = scores if scores is None or isinstance(scores, ScoreTable) else ScoreTable.load(scores)
-        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat, samples, analysis)
+        parts = {"*": clusters} if isinstance(clusters, int) else read_table(clusters, "--clusters")
+        inputs = interval or (0.0, 1.0)
+        self._options = Options(seed, params, recursive, pool, inputs, compat, parts, samples, analysis)
         self._protecting = protection
         self._set(self._first if criterion == "auto" else criterion)
 
@@ -215,13 +222,20 @@ class Sampler:
             OptionError: the ratio is outside its range.
         """
         limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
-        if self._whole is None or self._whole.coupling is not standing.base or self._whole.data is not data:
-            self._whole = Scene(standing.base, standing.gone, self._options.interval, data=data)
-        whole = self._whole
-        scene = whole.after(standing.coupling, standing.removed, standing.heirs)
+        scene = self._scene(standing, data)
         scores = [self._rank(scene, n, data) for n in groups] if limits.scope != "uniform" else []
         protection = [self._rank(scene, n, data, self._protection) for n in groups] if limits.scope == "tod" else []
-        for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits, protection)):
+        part = ratio / self.limits.ratio if self.limits.ratio else 1.0
+        own = [None if r is None else r * part for r in chosen(standing.base, self.limits.ratios, "--ratios")]
+        there = [scene.group(n) for n in groups]
+        return self.take(standing, counts(there, standing.sizes, scores, limits, own, protection), data)
+
+    def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
+        """Let so many more channels of each group leave."""
+        scene = self._scene(standing, data)
+        whole = self._whole
+        assert whole is not None, "made along with the scene"
+        for number, count in enumerate(wanted):
             while count:
                 pairs = self._choose(scene, number, count, data)
                 edits = merged(scene, number, pairs) if self._mode == "merge" else []
@@ -233,6 +247,17 @@ class Sampler:
                 standing = standing.edited(refitted(scene, whole, number))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
         return standing
+
+    def _scene(self, standing: Standing, data: Dataset | None) -> Scene:
+        """The model as it is; what is known of it as it was at first is kept."""
+        if self._whole is None or self._whole.coupling is not standing.base or self._whole.data is not data:
+            self._whole = Scene(standing.base, standing.gone, self._options.interval, data=data)
+        return self._whole.after(standing.coupling, standing.removed, standing.heirs)
+
+    @property
+    def criterion(self) -> Criterion:
+        """What says which channels matter."""
+        return self._criterion
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -257,7 +282,7 @@ class Sampler:
         chosen = {_name(self._given): self._criterion}
         if self.limits.scope == "tod":
             chosen[_name(self._protecting)] = self._protection
-        known = names(self._whole.coupling.groups)
+        known = named(self._whole.coupling.groups)
         scores = {
             name: {group: self._rank(self._whole, n, self._whole.data, criterion) for n, group in enumerate(known)}
             for name, criterion in chosen.items()

@@ -282,7 +282,7 @@ def test_analysis_is_chosen_apart_from_the_layer() -> None:
     ("analysis", "error", "text"),
     [
         ("behind", OptionError, "analysis is 'behind'; choose own or after, or a tensor for each of some groups"),
-        ({"conv9": "c1"}, UsageError, "analysis of 'conv9': no group is called so; `onnxprune inspect` lists their names"),
+        ({"conv9": "c1"}, UsageError, "--analysis: 'conv9' matches no channel group; `onnxprune inspect` lists them"),
         (
             {"conv1": "c2"},
             UsageError,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli.shared import Data, Freeze, Json, Mixing, Model, app, working
+from onnxprune.cli.shared import Clusters, Data, Freeze, Json, Mixing, Model, app, clusters_of, working
 from onnxprune.compensate import MODES
 from onnxprune.files import check_output
 from onnxprune.importance import CRITERIA
@@ -53,6 +53,10 @@ def prune(
         Path | None, typer.Option(metavar="FILE", help="Take saved scores instead of measuring.", show_default=False)
     ] = None,
     save_scores: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the scores as JSON.", show_default=False)] = None,
+    ratios: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Ratios of their own for some groups, by pattern.", show_default=False),
+    ] = None,
     data: Data = None,
     freeze: Freeze = None,
     mixing: Mixing = False,
@@ -65,6 +69,7 @@ def prune(
         bool,
         typer.Option("--free", help="First remove what changes nothing: zero, unread, constant and doubled channels."),
     ] = False,
+    zero: Annotated[bool, typer.Option("--zero", help="Write zeros instead of cutting; the model keeps its shapes.")] = False,
     compensate: Annotated[
         str,
         typer.Option(metavar="MODE", help=f"What stays takes over from what leaves: {', '.join(MODES)}."),
@@ -76,6 +81,7 @@ def prune(
     compat: Annotated[
         str, typer.Option(metavar="NAME", help="paoding-1.0: choose pairs as that release does.", show_default=False)
     ] = "",
+    clusters: Clusters = None,
     step: Annotated[
         float | None, typer.Option(metavar="S", help="Fraction that leaves at a time, until --ratio.", show_default=False)
     ] = None,
@@ -130,14 +136,17 @@ def prune(
             seed=seed,
             min_channels=min_channels,
             round_to=round_to,
+            ratios=ratios,
             freeze=tuple(freeze or ()),
             mixing=mixing,
             plan=plan,
             scratch=None if output is None or dry_run else output.absolute().parent,
             free=free,
+            zero=zero,
             compensate=compensate,
             interval=interval,
             compat=compat,
+            clusters=clusters_of(clusters),
             step=step,
             epsilons=tuple(epsilon or ()),
             min_accuracy=min_accuracy,

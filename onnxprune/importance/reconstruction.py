@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -36,13 +36,20 @@ class Reconstruction(Measured):
 
     def measure(self, scene: Scene) -> list[Scores]:
         """Float64 (channels,) for each group."""
-        calibration = scene.calibration(self.name)
-        wrt = {n: _wrt(scene, n) for n in range(len(scene.coupling.groups))}
-        known = _with_gradient(calibration, wrt)
-        found = slopes(scene, calibration, {n: wrt[n] for n in known})
-        for number in wrt.keys() - known:
-            found[number] = differences(scene, calibration, number, self.options.seed)
-        return [np.abs(found[n]) for n in wrt]
+        numbers = range(len(scene.coupling.groups))
+        found = first_order(scene, scene.calibration(self.name), numbers, self.options.seed)
+        return [np.abs(found[n]) for n in numbers]
+
+
+def first_order(scene: Scene, calibration: Calibration, numbers: Iterable[int], seed: int) -> dict[int, Scores]:
+    """The derivative of the summed losses by a factor on the weights of each channel, float64 (channels,), by group.
+
+    From one backward pass where there is a gradient, by differences elsewhere.
+    """
+    wrt = {n: _wrt(scene, n) for n in numbers}
+    known = with_gradient(calibration, wrt)
+    found = slopes(scene, calibration, {n: wrt[n] for n in known})
+    return found | {n: differences(scene, calibration, n, seed) for n in wrt if n not in known}
 
 
 def _wrt(scene: Scene, number: int) -> list[Wrt]:
@@ -58,17 +65,17 @@ def _producers(scene: Scene, number: int) -> list[Member]:
     return [member for member in scene.coupling.groups[number].members if member.producer]
 
 
-def _with_gradient(calibration: Calibration, wrt: Mapping[int, list[Wrt]]) -> list[int]:
+def with_gradient(calibration: Calibration, wrt: Mapping[int, Sequence[Wrt]]) -> list[int]:
     """The groups whose derivative can be written as a graph."""
     try:
         calibration.graded([w for each in wrt.values() for w in each])
     except GradientError:
-        return [n for n, each in wrt.items() if len(wrt) > 1 and _with_gradient(calibration, {n: each})]
+        return [n for n, each in wrt.items() if len(wrt) > 1 and with_gradient(calibration, {n: each})]
     return list(wrt)
 
 
 def slopes(scene: Scene, calibration: Calibration, wrt: Mapping[int, list[Wrt]]) -> dict[int, Scores]:
-    """The derivative of the summed losses by a factor on the weights of each channel, float64 (channels,), by group.
+    """The same where there is a gradient.
 
     Args:
         wrt: gates on tensors in which the group's channels lie, or the stored tensors of its producers.

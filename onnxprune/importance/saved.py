@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.allocation import Scores
-from onnxprune.channels import names
+from onnxprune.channels import named
 from onnxprune.errors import DataError
 from onnxprune.files import write_json
 from onnxprune.importance.measured import Measured
@@ -78,7 +78,7 @@ class ScoreTable:
         if self.model_sha256 != scene.graph.sha256:
             raise DataError(f"{self.where} are of another model (its SHA-256 is {self.model_sha256[:12]}...); measure this one")
         found = []
-        for number, name in enumerate(names(scene.coupling.groups)):
+        for number, name in enumerate(named(scene.coupling.groups)):
             values, size = self.scores[criterion].get(name), scene.group(number).size
             if values is None or len(values) != size:
                 had = "none" if values is None else f"{len(values)}"

@@ -50,6 +50,7 @@ class Report:
     free: tuple[FreeRow, ...] | None = None
     steps: tuple[Step, ...] = ()
     stopped: str = ""
+    zeroed: bool = False
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Report:
             "steps": [step.to_dict() for step in self.steps],
             **({"stopped": self.stopped} if self.stopped else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"zeroed": True} if self.zeroed else {}),
             "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
         }
 
@@ -101,6 +103,9 @@ class Report:
             note += f"; this holds for the cut alone and again once {merged} channels have given their weights to others"
         if not v.inputs:
             return f"not verified{note}" if mixed else "nothing was cut: the model is written unchanged"
+        if self.zeroed:
+            lost = sum(row.group.size - row.kept for row in self.groups)
+            note = f"; what is written is the masked original: {lost} channels are zero, and no tensor is smaller{note}"
         says = "equals" if v.passed else "DIFFERS FROM"
         return (
             f"verified: the pruned model {says} {self._reference} (largest relative difference {v.max_rel_error:.1e} "
