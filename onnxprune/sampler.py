@@ -263,5 +263,5 @@ class Sampler:
         found = self._criterion.nominate(scene, number, count) if isinstance(self._criterion, Nominator) else None
         if found is not None:
             return found
-        leaves = lowest(self._rank(scene, number, data), count)
+        leaves = lowest(self._criterion(scene.group(number), scene.weights, data), count)
         return Pairs(leaves, np.full(len(leaves), -1))
