@@ -16,11 +16,13 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    StateError,
     TapeError,
     UsageError,
     VerificationError,
 )
-from onnxprune.evaluator import Evaluation, Evaluator
+from onnxprune.evaluation import Evaluation
+from onnxprune.evaluator import Evaluator
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
@@ -59,6 +61,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "StateError",
     "TapeError",
     "UsageError",
     "VerificationError",

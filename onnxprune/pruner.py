@@ -17,7 +17,8 @@ from onnxprune.clock import Clock, Progress
 from onnxprune.cost import cost
 from onnxprune.data import Data
 from onnxprune.errors import UsageError
-from onnxprune.evaluator import Evaluation, Evaluator
+from onnxprune.evaluation import Evaluation
+from onnxprune.evaluator import Evaluator
 from onnxprune.files import Scratch, Source, place, save
 from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion

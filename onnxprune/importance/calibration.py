@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class Calibration:
         for here, found in run.batches(rows):
             yield Batch(here, found, {}, np.zeros(len(here)))
 
-    def graded(self, wrt: Sequence[Wrt], *, loss: str = "cross-entropy", **options: Sequence[str]) -> GradientGraph:
+    def graded(self, wrt: Sequence[Wrt], *, loss: str = "cross-entropy", **options: Any) -> GradientGraph:
         """The model that computes a loss of its samples (by default cross-entropy with their labels), and its derivatives.
 
         Args:
