@@ -164,15 +164,6 @@ def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason], mixi
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
 
 
-def named(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
-    """Groups by name; where several have one, they are numbered."""
-    found: dict[str, ChannelGroup] = {}
-    for group in groups:
-        names = chain([group.name], (f"{group.name} ({k})" for k in count(2)))
-        found[next(name for name in names if name not in found)] = group
-    return found
-
-
 def chosen(coupling: Coupling, table: Mapping[str, T], option: str) -> list[T | None]:
     """What a table from patterns to values says of each group; None where it says nothing.
 
@@ -184,16 +175,25 @@ def chosen(coupling: Coupling, table: Mapping[str, T], option: str) -> list[T | 
     """
     found: list[T | None] = []
     used: set[str] = set()
-    for name, group in named(coupling.groups).items():
+    for name, group in zip(names(coupling.groups), coupling.groups, strict=True):
         nodes = [coupling.flow.roles.get(site, {}).get("producer", "") for site in group.sites]
-        names = {name, *nodes, *(site.tensor for site in group.sites)}
-        hits = [p for p in table if p in names or any(fnmatchcase(n, p) for n in names)]
+        known = {name, *nodes, *(site.tensor for site in group.sites)}
+        hits = [p for p in table if p in known or any(fnmatchcase(n, p) for n in known)]
         used.update(hits)
         found.append(table[hits[0]] if hits else None)
     for pattern in table:
         if pattern not in used:
             raise UsageError(f"{option}: {pattern!r} matches no channel group; `onnxprune inspect` lists them")
     return found
+
+
+def names(groups: Sequence[ChannelGroup]) -> list[str]:
+    """The groups' names; where several have one, they are numbered."""
+    found: dict[str, None] = {}
+    for group in groups:
+        numbered = chain([group.name], (f"{group.name} ({k})" for k in count(2)))
+        found[next(name for name in numbered if name not in found)] = None
+    return list(found)
 
 
 def stored_site(graph: Graph, site: Site) -> Site:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.channels import named
+from onnxprune.channels import ChannelGroup, names
 from onnxprune.clock import Clock
 from onnxprune.cost import cost
 from onnxprune.data import Dataset
@@ -143,8 +143,8 @@ class Recorder:
         """Write down a step; those behind it, of a run that had to begin anew, are forgotten."""
         self.tape = Tape(self.tape.run, self.steps[: stage.number])
         standing = stage.standing
-        left = {name: int((~standing.removed[g.roots]).sum()) for name, g in named(standing.coupling.groups).items()}
-        gone = Counter({name: g.size - left[name] for name, g in named(standing.coupling.groups).items()})
+        left = {name: int((~standing.removed[g.roots]).sum()) for name, g in _named(standing).items()}
+        gone = Counter({name: g.size - left[name] for name, g in _named(standing).items()})
         for step in self.steps:
             gone.subtract(step.moves)
         metrics = self._measured(stage.number, stage.proved.model)
@@ -190,6 +190,11 @@ class Recorder:
                 found |= self.evaluator.evaluate(judged, self.data.arrays).metrics()
         self._metrics[number] = found
         return found
+
+
+def _named(standing: Standing) -> dict[str, ChannelGroup]:
+    """The groups by name."""
+    return dict(zip(names(standing.coupling.groups), standing.coupling.groups, strict=True))
 
 
 def _kept(metrics: Metrics) -> Metrics:

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxprune import data as datasets
 from onnxprune.allocation import Limits, Table, counts
-from onnxprune.channels import named
+from onnxprune.channels import names
 from onnxprune.clock import Progress
 from onnxprune.cost import cost
 from onnxprune.data import Data, Dataset
@@ -270,7 +270,7 @@ class _Trial:
         self.graph, self.sampler, self.standing, self.data, self._progress = graph, sampler, standing, data, progress
         self.calibration = Calibration(standing.coupling, data)
         self._seen: dict[bytes, Row] = {}
-        self.groups = named(standing.coupling.groups)
+        self.groups = dict(zip(names(standing.coupling.groups), standing.coupling.groups, strict=True))
         self.original = self._row("", 0.0, None, standing)
 
     def rows(self, mode: str, ratios: Sequence[float]) -> Iterator[Row]:

@@ -14,7 +14,8 @@ LAYERS = [
     "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
     "cost", "data", "allocation", "plan", "surgery", "remove", "lossless", "gradient", "evaluate", "importance", "compensate",
-    "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "sweep", "pruner", "finetune",
+    "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "sweep", "pruner",
+    "finetune",
     "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]

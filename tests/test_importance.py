@@ -420,10 +420,7 @@ def test_exported_models(name: str, criterion: str) -> None:
 @pytest.mark.parametrize("name", ["keras_cnn.tf2onnx", "mlp.ts"])
 def test_without_compensation_it_equals_the_masked_original(name: str, criterion: str) -> None:
     model = onnx.load(EXPORTED / f"{name}.onnx")
-    rng = np.random.default_rng(0)
-    sizes = {p.name: [32, *(n if isinstance(n, int) else 1 for n in (p.shape or ())[1:])] for p in load(model).inputs}
-    samples = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
-    data = samples | {"labels": np.arange(32) % 2}
+    data = judge.feeds(model, batch=8) | {"labels": np.arange(8) % 2}
     result = onnxprune.prune(model, criterion=criterion, ratio=0.5, compensate="none", data=data)
     assert result.plan.edits == ()
     assert all(exactness(result))

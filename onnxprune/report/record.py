@@ -50,6 +50,7 @@ class Report:
     free: tuple[FreeRow, ...] | None = None
     steps: tuple[Step, ...] = ()
     stopped: str = ""
+    notes: tuple[str, ...] = ()
     zeroed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Report:
             "steps": [step.to_dict() for step in self.steps],
             **({"stopped": self.stopped} if self.stopped else {}),
             **({"zeroed": True} if self.zeroed else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
             "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
         }
 
@@ -123,7 +125,7 @@ class Report:
         parts = [self._costs(), self._groups(), self._free(), self._frozen()]
         if len(self.steps) > 1:
             parts.append(str(Tape({}, self.steps)))
-        parts += [self.stopped, self.proof]
+        parts += [self.stopped, *(f"note: {note}" for note in self.notes), self.proof]
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
         return "\n\n".join(p for p in parts if p)

@@ -47,7 +47,6 @@ def taylor(net: Net, x: torch.Tensor, labels: torch.Tensor, batch: int) -> dict[
     seen: dict[str, torch.Tensor] = {}
     sums: dict[tuple[str, str], torch.Tensor | float] = {}
 
-
     def keep(name: str, out: torch.Tensor) -> None:
         out.retain_grad()
         seen[name] = out
