@@ -16,6 +16,7 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    StateError,
     TapeError,
     UsageError,
     VerificationError,
@@ -25,8 +26,10 @@ from onnxprune.evaluator import Evaluator
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
+from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
+from onnxprune.sweep import Sweep, sweep
 
 __all__ = [
     # verbs
@@ -34,6 +37,11 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "sweep",
+    # verbs for one layer
+    "remove_filters",
+    "remove_kernels",
+    "remove_normalization",
     # nouns
     "Comparison",
     "Evaluation",
@@ -44,6 +52,7 @@ __all__ = [
     "Report",
     "Result",
     "Sampler",
+    "Sweep",
     # errors
     "DataError",
     "GradientError",
@@ -52,6 +61,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "StateError",
     "TapeError",
     "UsageError",
     "VerificationError",

@@ -17,7 +17,7 @@ from onnxprune.evaluate.accuracy import (
 )
 from onnxprune.evaluate.attack import NORMS, Attack, Gradient, adversarial
 from onnxprune.evaluate.budget import Budget, plan
-from onnxprune.evaluate.classifier import without_maps
+from onnxprune.evaluate.classifier import freed, without_maps
 from onnxprune.evaluate.gradient import Sparse, differentiated, find_gradient
 from onnxprune.evaluate.latency import Latency, interleaved
 from onnxprune.evaluate.robustness import Judge, Robustness, attacked, limits, robustness
@@ -49,6 +49,7 @@ __all__ = [
     "differentiated",
     "find_scores",
     "find_gradient",
+    "freed",
     "interleaved",
     "limits",
     "measure",

@@ -125,7 +125,7 @@ def _candidates(
     model = model.ready() if isinstance(model, LazyModel) else model
     forms: list[tuple[AnyModel, int | None]] = [(model, fixed)]
     if fixed is not None and isinstance(model, ModelProto):
-        forms.insert(0, (_freed(model, {p.name for p in ports}, fixed), None))
+        forms.insert(0, (freed(model, {p.name for p in ports}, fixed), None))
     for form, batch in forms:
         lazy = form if isinstance(form, LazyModel) else LazyModel(form, {})
         for output in lazy.proto.graph.output:
@@ -159,7 +159,7 @@ _LAST: dict[str, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats]]] 
 """Last operators that can be left out: what makes values before it, and values after it, the same."""
 
 
-def _freed(model: ModelProto, ports: Collection[str], fixed: int) -> ModelProto:
+def freed(model: ModelProto, ports: Collection[str], fixed: int) -> ModelProto:
     """The model declared to take any number of samples; whether it does must be tried.
 
     Where a Reshape has the number of samples as its first size, it takes that from its input instead.
@@ -175,6 +175,10 @@ def _freed(model: ModelProto, ports: Collection[str], fixed: int) -> ModelProto:
     stored |= {
         node.output[0]: a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"
     }
+    for value in graph.output:
+        shape = value.type.tensor_type.shape
+        if shape.dim and shape.dim[0].dim_value == fixed:
+            shape.dim[0].dim_param = "samples"
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[0] not in stored and node.input[1] in stored:
             sizes = numpy_helper.to_array(stored[node.input[1]]).copy()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class Calibration:
         for here, found in run.batches(rows):
             yield Batch(here, found, {}, np.zeros(len(here)))
 
-    def graded(self, wrt: Sequence[Wrt], *, loss: str = "cross-entropy", **options: Sequence[str]) -> GradientGraph:
+    def graded(self, wrt: Sequence[Wrt], *, loss: str = "cross-entropy", **options: Any) -> GradientGraph:
         """The model that computes a loss of its samples (by default cross-entropy with their labels), and its derivatives.
 
         Args:
@@ -136,6 +137,18 @@ class Calibration:
             tensors = {name: found[name] for name in also}
             yield Batch(here, tensors, {w: found[name] for w, name in names.items()}, found[LOSS][: len(here)])
 
+    def loss_of(self, tensors: Sequence[str], rows: IntArray) -> Callable[[Mapping[str, Array]], float]:
+        """The sum of some samples' losses as a function of some stored tensors, given by name.
+
+        Raises:
+            GradientError: the loss does not fit the model.
+        """
+        graph = self.graded([], fed=tensors)
+        run = _Run(self, graph.model, [LOSS], [], graph)
+        return lambda stored: float(
+            sum(found[LOSS][: len(here)].sum(dtype=np.float64) for here, found in run.batches(rows, stored))
+        )
+
 
 class _Run:
     """A session on a calibration's data; ``apart``: the outputs that are given sample by sample.
@@ -155,21 +168,28 @@ class _Run:
         self._session = Session(model, threads=2)
         self._fixed = fixed_batch(of.graph.inputs)
 
-    def batches(self, rows: IntArray | None) -> Iterator[tuple[IntArray, dict[str, Array]]]:
-        """Which samples, and the outputs by name, the real samples in front."""
+    def batches(
+        self, rows: IntArray | None, fed: Mapping[str, Array] | None = None
+    ) -> Iterator[tuple[IntArray, dict[str, Array]]]:
+        """Which samples, and the outputs by name, the real samples in front. ``fed``: stored tensors that are inputs."""
         rows = np.arange(self._of.data.samples) if rows is None else rows
-        one, two = (self._run(np.resize(rows, n), n) for n in (self._fixed or 1, self._fixed or 2))
-        axes = {name: self._axis(name, one[name].shape, two[name].shape) for name in self._apart}
-        step = self._fixed or max(1, min(BATCH, MEMORY // max(1, sum(one[name].nbytes for name in axes))))
+        axes, step = self._form(rows) if self._apart else ({}, self._fixed or BATCH)
         for start in range(0, len(rows), step):
             here = rows[start : start + step]
             size = self._fixed or len(here)
-            found = self._run(np.append(here, here[-1:].repeat(size - len(here))), len(here))
+            found = self._run(np.append(here, here[-1:].repeat(size - len(here))), len(here), fed or {})
             yield here, found | {name: _by_sample(found[name], axis, size)[: len(here)] for name, axis in axes.items()}
 
-    def _run(self, rows: IntArray, real: int) -> dict[str, Array]:
+    def _form(self, rows: IntArray) -> tuple[dict[str, int | None], int]:
+        """The axis of samples of each output that is given by sample, and how many samples to run at a time."""
+        one, two = (self._run(np.resize(rows, n), n, {}) for n in (self._fixed or 1, self._fixed or 2))
+        axes = {name: self._axis(name, one[name].shape, two[name].shape) for name in self._apart}
+        most = MEMORY // max(1, sum(one[name].nbytes for name in axes))
+        return axes, self._fixed or max(1, min(BATCH, most))
+
+    def _run(self, rows: IntArray, real: int, fed: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs for some samples, of which the first so many are real."""
-        feeds = {name: values[rows] for name, values in self._of.data.inputs.items()}
+        feeds = {name: values[rows] for name, values in self._of.data.inputs.items()} | dict(fed)
         if self._graph is not None:
             labels = self._of.labels[rows] if self._graph.needs_labels else None
             feeds = self._graph.feeds(feeds, labels, weights=np.arange(len(rows)) < real)

@@ -247,29 +247,31 @@ class Scene:
 
         Of a layer that is a sum of products, what comes before normalisation and activation; of any other its first result.
         """
-        labels = {
-            self.coupling.flow.roles[m.site]["producer"]
-            for m in self.coupling.groups[number].members
-            if m.producer and m.site in self.coupling.flow.roles
-        }
         found: dict[str, int] = {}
-        for step in self.coupling.flow.steps:
-            node = step.call.node
-            if node.label in labels and step.understood and not step.moved:
-                sum_ = self._sums.get(node.index)
-                slot = None if sum_ is None else bias_slot(self.graph, sum_)
-                name = (node if slot is None else slot[0]).outputs[0]
-                axes = (a for a in range(len(step.call.outputs[0] or ())) if self._carries(number, name, a))
-                axis = next(axes, None)
-                found |= {} if axis is None else {name: axis}
+        for step in self.producers(number):
+            sum_ = self._sums.get(step.call.node.index)
+            slot = None if sum_ is None else bias_slot(self.graph, sum_)
+            name = next(filter(None, (step.call.node if slot is None else slot[0]).outputs))
+            axis = self.axis(number, name)
+            found |= {} if axis is None else {name: axis}
         return found
+
+    def producers(self, number: int) -> list[Step]:
+        """The layers that make a group's channels."""
+        roles = self.coupling.flow.roles
+        made = {m.site for m in self.coupling.groups[number].members if m.producer} & roles.keys()
+        labels = {roles[site]["producer"] for site in made}
+        return [step for step in self.coupling.flow.steps if step.call.node.label in labels and step.understood]
+
+    def axis(self, number: int, name: str) -> int | None:
+        """The axis of a tensor along which a group's channels lie; None where they do not."""
+        tensor = self.coupling.flow.tensors.get(name)
+        axes = range(0 if tensor is None else len(tensor.shape))
+        return next((axis for axis in axes if self.places(number, name, axis) is not None), None)
 
     @cached_property
     def _sums(self) -> dict[int, Sum]:
         return {sum_.call.node.index: sum_ for sum_ in all_sums(self.coupling)}
-
-    def _carries(self, number: int, name: str, axis: int) -> bool:
-        return name in self.coupling.flow.tensors and self.places(number, name, axis) is not None
 
     def _by_channel(self, number: int, name: str, axis: int, values: Array) -> Array | None:
         """A tensor with one column for each channel of a group; each of a channel's indices along ``axis`` is a place."""
