@@ -7,7 +7,7 @@ same graph, and attacks it by the gradient of its cross-entropy: FGSM, and PGD o
 (of ``linf`` as a share of the data's range; of ``l2`` that times a quarter of the square root of the number of values). A
 sample counts as wrong if it is so after any step. ``--pgd N``: PGD on the first N samples. ``--differences N``: FGSM by finite
 differences too, on the first N, along all coordinates and along blocks for a quarter and a sixteenth of the passes. Cost: of
-the gradients of 64 samples over a forward pass of them in onnxruntime, with one thread, the shortest of ``--runs`` each.
+the gradients of 64 samples over a forward pass of them in onnxruntime, processor time on one thread, the shortest of ``--runs`` each.
 Results go to robustness.json beside this script, a row for each model. Needs ``torch`` (last run with 2.13).
 """
 
@@ -170,9 +170,9 @@ def cost(path: Path, x: np.ndarray, labels: np.ndarray, runs: int) -> float:
     timed: list[list[float]] = [[], []]
     for _ in range(runs):
         for seconds, session, given in zip(timed, sessions, (feeds, inputs), strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             session.run(given)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     return min(timed[0]) / min(timed[1])
 
 
