@@ -5,10 +5,10 @@
 MODEL is a classifier of the operators below with one input, FILE has its samples and labels. torch, in float64, runs the
 same graph, and attacks it by the gradient of its cross-entropy: FGSM, and PGD of ten steps in both norms, at every epsilon
 (of ``linf`` as a share of the data's range; of ``l2`` that times a quarter of the square root of the number of values). A
-sample counts as wrong if it is so after any step. ``--pgd N``: PGD on the first N samples. ``--differences N``: FGSM by finite
-differences too, on the first N, along all coordinates and along blocks for a quarter and a sixteenth of the passes. Cost: of
-the gradients of 64 samples over a forward pass of them in onnxruntime, processor time on one thread, the shortest of ``--runs`` each.
-Results go to robustness.json beside this script, a row for each model. Needs ``torch`` (last run with 2.13).
+sample counts as wrong if it is so after any step. ``--pgd N``: PGD on the first N samples. ``--differences N``: FGSM by
+finite differences too, on the first N, along all coordinates and along blocks for a quarter and a sixteenth of the passes.
+Cost: of the gradients of 64 samples over a forward pass of them in onnxruntime: processor time of one thread, the shortest
+of ``--runs``. Results go to robustness.json beside this script, a row for each model. Needs ``torch`` (last run with 2.13).
 """
 
 from __future__ import annotations
