@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
     "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
-    "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
+    "runtime", "shapes", "rules", "labels", "flow", "filters", "channels", "bounds",
     "cost", "data", "allocation", "plan", "surgery", "lossless", "gradient", "importance", "compensate", "sampler",
-    "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner",
+    "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner", "sparsify",
     "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
