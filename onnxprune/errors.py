@@ -6,6 +6,7 @@
     ├── PlanError            a plan does not fit the model
     ├── TapeError            a tape of progressive pruning can't be read, or is of another run
     ├── SidecarError         what brings back a sparse model's weights can't be read, or is of another model
+    ├── StateError           the state of a training run can't be read, or is of another run
     ├── DataError            calibration or evaluation data do not fit the model
     ├── OptionError          an option has a value that makes no sense
     ├── OutputError          the result can't be written
@@ -44,6 +45,10 @@ class TapeError(OnnxpruneError):
 
 class SidecarError(OnnxpruneError):
     """The file that brings back a sparse model's weights can't be read, or belongs to another model."""
+
+
+class StateError(OnnxpruneError):
+    """The state of a training run that can't be read, or is of a run with other settings."""
 
 
 class DataError(OnnxpruneError):

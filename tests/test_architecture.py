@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 LAYERS = [
     "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "filters", "channels", "bounds",
-    "cost", "data", "allocation", "plan", "surgery", "lossless", "gradient", "importance", "compensate", "sampler",
-    "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner", "sparsify",
+    "cost", "data", "allocation", "plan", "surgery", "remove", "lossless", "gradient", "evaluate", "importance", "compensate",
+    "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "sweep", "pruner",
+    "finetune", "sparsify",
     "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
@@ -22,6 +23,7 @@ LAYERS = [
 # fmt: off
 ONLY_HERE = {
     "onnx_graphsurgeon": "graph", "onnxruntime": "runtime", "typer": "cli", "rich": "cli", "matplotlib": "report.picture",
+    "sklearn": "importance.kmeans",
     "onnxruntime.quantization": "quantize.integer",  # tools apart from the runtime; nothing else needs them
 }
 # fmt: on

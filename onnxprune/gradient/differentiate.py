@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from onnxprune.errors import GradientError, UsageError
 from onnxprune.files import Source
 from onnxprune.gradient.backward import Extended, declared
-from onnxprune.gradient.loss import LOSSES, Scores, before, one_hot, squared
+from onnxprune.gradient.loss import LOSSES, Scores, before, cross_entropy, distillation, one_hot, softened, squared
 from onnxprune.gradient.tape import PREFIX, Name, Step, Unsupported
 from onnxprune.graph import Graph, load
 from onnxprune.shapes import Shapes, infer
@@ -99,6 +99,8 @@ def differentiate(
     masked: Collection[str] = (),
     also: Sequence[str] = (),
     probabilities: bool = False,
+    temperature: float = 1.0,
+    hard: float = 0.0,
 ) -> GradientGraph:
     """The same for a graph that is loaded.
 
@@ -107,6 +109,8 @@ def differentiate(
         masked: stored tensors instead of which the backward pass alone reads further inputs, ``grad__masked_<name>``.
         also: tensors that are outputs besides.
         probabilities: whether the output holds probabilities although no Softmax or Sigmoid comes last.
+        temperature: by which ``"kl"`` divides both models' logits; the divergence is multiplied by its square.
+        hard: share of the cross-entropy with labels in ``"kl"``; the rest is the divergence.
     """
     if loss not in LOSSES and loss != "squared":
         raise UsageError(f"loss {loss!r} does not exist; choose one of {', '.join((*LOSSES, 'squared'))}")
@@ -118,7 +122,7 @@ def differentiate(
     extended = Extended(graph, shapes, stand_ins)
     results = {w: f"{PREFIX}gate_{k}" if isinstance(w, Gate) else PREFIX + w for k, w in enumerate(wrt)}
     extended.reserve((LOSS, WEIGHTS, LABELS, *results.values(), *stand_ins.values()))
-    head = _Head(extended, loss, probabilities)
+    head = _Head(extended, loss, probabilities, temperature, hard)
     found = extended.gradients(head.seeds, set(places))
     for w, place in zip(wrt, places, strict=True):
         parts = found.get(place) or [head.step.Mul(place, _zero(head.step, shapes, place))]
@@ -147,12 +151,12 @@ def differentiate(
 class _Head:
     """The loss at the end of a model. ``seeds``: its derivatives by what it is computed from. ``step``: writes nodes there."""
 
-    def __init__(self, extended: Extended, loss: str, probabilities: bool) -> None:
+    def __init__(self, extended: Extended, loss: str, probabilities: bool, temperature: float, hard: float) -> None:
         self.extended, self.graph, self.shapes = extended, extended.graph, extended.shapes
-        self.loss, self.probabilities = loss, probabilities
+        self.loss, self.probabilities, self.temperature, self.hard = loss, probabilities, temperature, hard
         self.targets: dict[str, str] = {}
         self.seeds: dict[str, Name] = {}
-        self.needs_labels = loss in ("cross-entropy", "margin")
+        self.needs_labels = loss in ("cross-entropy", "margin") or (loss == "kl" and hard > 0)
         try:
             self._squared() if loss == "squared" else self._classes()
         except Unsupported as error:
@@ -200,11 +204,15 @@ class _Head:
         if self.loss == "kl":
             self.targets[output] = f"{PREFIX}target_{output}"
             self.extended.reserve(self.targets.values())
-            aim = self._probabilities(op, self.targets[output], count, last)
+            aim = self._aim(op, self.targets[output], count, last)
+            loss, slope = distillation(op, scores, aim, self.temperature)
+            if self.hard:
+                others = cross_entropy(op, scores, one_hot(op, LABELS, classes))
+                parts = zip((loss, slope), others, strict=True)
+                loss, slope = (op.Add(op.scale(a, 1 - self.hard), op.scale(b, self.hard)) for a, b in parts)
         else:
             labels = LABELS if self.needs_labels else op.ArgMax(whole, axis=1, keepdims=0)
-            aim = one_hot(op, labels, classes)
-        loss, slope = LOSSES[self.loss](op, scores, aim)
+            loss, slope = LOSSES[self.loss](op, scores, one_hot(op, labels, classes))
         slope = op.Mul(slope, op.unsqueeze(WEIGHTS, [1]))
         if count == 1:
             first, second = (op.slice(slope, [1], [k], [k + 1]) for k in range(2))
@@ -212,16 +220,12 @@ class _Head:
         self.seeds[tensor] = op.like(slope, tensor) if flat != tensor else slope
         self.extended.name([loss], LOSS)
 
-    def _probabilities(self, op: Step, target: Name, count: int, last: str) -> Name:
-        """What a target of the output's form says about the classes."""
+    def _aim(self, op: Step, target: Name, count: int, last: str) -> Name:
+        """What a target of the output's form says about the classes: their probabilities, at the temperature."""
         flat = op.Reshape(target, op.ints([-1, count]))
-        if last == "LogSoftmax":
-            return op.Exp(flat)
-        if last == "Sigmoid" or (count == 1 and self.probabilities):
-            return self._two(op, flat, True)
-        if last == "Softmax" or self.probabilities:
-            return flat
-        return op.Softmax(self._two(op, flat, False) if count == 1 else flat, axis=1)
+        probabilities = last in ("Softmax", "Sigmoid") or (not last and self.probabilities)
+        whole = self._two(op, flat, probabilities) if count == 1 else flat
+        return softened(op, whole, self.temperature, probabilities=probabilities)
 
     def _two(self, op: Step, values: Name, probabilities: bool) -> Name:
         """Both classes from the second one's probability or logit."""

@@ -4,7 +4,7 @@ import numpy as np
 
 from onnxprune.gradient.registry import Gradients, vjp
 from onnxprune.gradient.tape import Name, Step
-from onnxprune.gradient.windows import transposed, windows
+from onnxprune.gradient.windows import filters, transposed, windows
 
 
 @vjp("Gemm")
@@ -53,7 +53,22 @@ def matmul(op: Step, g: Name, y: Name, a: Name, b: Name) -> Gradients:
 @vjp("Conv")
 def conv(op: Step, g: Name, y: Name, x: Name, w: Name, b: Name = "") -> Gradients:
     """The transposed convolution with the same filters."""
-    return (transposed(op, g, w, windows(op, op.call.shape(1)[2:]), int(op.call.attribute("group", 1))),)
+    at, group = windows(op, op.call.shape(1)[2:]), int(op.call.attribute("group", 1))
+    to_w = filters(op, x, g, at, group, op.call.shape(0)[1], op.result[1])
+    return transposed(op, g, w, at, group, x), to_w, _each_channel(op, g)
+
+
+@vjp("ConvTranspose")
+def conv_transpose(op: Step, g: Name, y: Name, x: Name, w: Name, b: Name = "") -> Gradients:
+    """The convolution with the same filters; ``g`` and ``x`` change places."""
+    at, group = windows(op, op.call.shape(1)[2:], back=True), int(op.call.attribute("group", 1))
+    op.require(all(m < s for m, s in zip(at.more, at.strides, strict=True)))
+    to_x = op.Conv(g, w, strides=list(at.strides), dilations=list(at.dilations), pads=[*at.begins, *at.after], group=group)
+    return to_x, filters(op, g, x, at, group, op.result[1], op.call.shape(0)[1]), _each_channel(op, g)
+
+
+def _each_channel(op: Step, g: Name) -> Name:
+    return op.sum(g, [a for a in range(len(op.result)) if a != 1], keepdims=False)
 
 
 def _turn(op: Step, matrix: Name, rank: int = 2) -> Name:

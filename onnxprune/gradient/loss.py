@@ -63,6 +63,28 @@ def divergence(op: Step, scores: Scores, aim: Name) -> tuple[Name, Name]:
     return op.Add(loss, entropy), slope
 
 
+def distillation(op: Step, scores: Scores, aim: Name, temperature: float) -> tuple[Name, Name]:
+    """The divergence between both distributions at a temperature T, times T^2 (Hinton, Vinyals & Dean 2015, section 2).
+
+    ``aim``: the probabilities that are aimed at, of logits that were divided by T.
+    """
+    if temperature == 1:
+        return divergence(op, scores, aim)
+    logits = op.Log(op.Max(scores.values, op.constant(_tiny(op)))) if scores.probabilities else scores.values
+    loss, slope = divergence(op, Scores(op.scale(logits, 1 / temperature), False), aim)
+    if scores.probabilities:
+        slope = op.Div(slope, op.Max(scores.values, op.constant(_tiny(op))))
+    return op.scale(loss, temperature**2), op.scale(slope, temperature)
+
+
+def softened(op: Step, values: Name, temperature: float, *, probabilities: bool) -> Name:
+    """Probabilities at a temperature, from logits (or logarithms of probabilities), or from ``probabilities`` themselves."""
+    if probabilities and temperature == 1:
+        return values
+    logits = op.Log(op.Max(values, op.constant(_tiny(op)))) if probabilities else values
+    return op.Softmax(op.scale(logits, 1 / temperature), axis=1)
+
+
 def margin(op: Step, scores: Scores, aim: Name) -> tuple[Name, Name]:
     """Minus the log-odds of a label, ``log(1 - p_y) - log p_y``, which does not flatten where the network is sure.
 
@@ -70,9 +92,11 @@ def margin(op: Step, scores: Scores, aim: Name) -> tuple[Name, Name]:
     """
     if scores.probabilities:
         least = op.constant(_tiny(op))
-        own = op.Max(op.sum(op.Mul(aim, scores.values), [1]), least)
-        others = op.Max(op.sum(op.Mul(op.Sub(op.constant(1), aim), scores.values), [1]), least)
-        slope = op.Sub(op.Div(op.Sub(op.constant(1), aim), others), op.Div(aim, own))
+        rest = op.Sub(op.constant(1), aim)
+        sums = [op.sum(op.Mul(which, scores.values), [1]) for which in (aim, rest)]
+        own, others = (op.Max(total, least) for total in sums)
+        flat_own, flat_others = (op.where(op.Greater(total, least)) for total in sums)
+        slope = op.Sub(op.Mul(op.Div(rest, others), flat_others), op.Mul(op.Div(aim, own), flat_own))
         return op.sum(op.Sub(op.Log(others), op.Log(own)), [1], keepdims=False), slope
     others = op.Add(scores.values, op.scale(aim, op.lowest / 4))
     share = op.Softmax(others, axis=1)

@@ -10,9 +10,14 @@ def batch_normalization(op: Step, g: Name, y: Name, x: Name, scale: Name, bias: 
     call = op.call
     inference = not any(call.node.outputs[1:]) and not call.attribute("training_mode", 0) and call.attribute("spatial", 1)
     op.require(inference and call.rank() >= 2)
-    deviation = op.Sqrt(op.Add(op.Cast(variance, to=op.elem_type), op.constant(call.attribute("epsilon", 1e-5))))
-    slope = op.Div(op.Cast(scale, to=op.elem_type), deviation)
-    return (op.Mul(g, op.Reshape(slope, op.ints([-1] + [1] * (call.rank() - 2)))),)
+    deviation = op.Sqrt(op.Add(op.typed(variance), op.constant(call.attribute("epsilon", 1e-5))))
+    per_channel = op.ints([-1] + [1] * (call.rank() - 2))
+    slope = op.Div(op.typed(scale), deviation)
+    centred = op.Sub(x, op.Reshape(op.typed(mean), per_channel))
+    rest = [axis for axis in range(call.rank()) if axis != 1]
+    to_scale = op.Div(op.sum(op.Mul(g, centred), rest, keepdims=False), deviation)
+    to_bias = op.sum(g, rest, keepdims=False)
+    return op.Mul(g, op.Reshape(slope, per_channel)), op.as_operand(to_scale, 1), op.as_operand(to_bias, 2)
 
 
 @vjp("LayerNormalization")
@@ -24,8 +29,9 @@ def layer_normalization(op: Step, g: Name, y: Name, x: Name, scale: Name, bias: 
     variance = op.mean(op.Mul(centred, centred), axes)
     deviation = op.Sqrt(op.Add(variance, op.constant(call.attribute("epsilon", 1e-5))))
     h, gs = op.Div(centred, deviation), op.Mul(g, scale)
+    to_scale, to_bias = op.unbroadcast(op.Mul(g, h), 1), op.unbroadcast(g, 2) if bias else None
     inner = op.Sub(op.Sub(gs, op.mean(gs, axes)), op.Mul(h, op.mean(op.Mul(gs, h), axes)))
-    return (op.Div(inner, deviation),)
+    return op.Div(inner, deviation), to_scale, to_bias
 
 
 @vjp("Softmax")

@@ -140,7 +140,7 @@ class Sparsification:
     def _layers(self) -> str:
         if not self.layers:
             return "nothing to sparsify: no stored tensor is multiplied with activations and summed over"
-        rows = [("weights of", "shape", "elements", "zero before", "after")]
+        rows: list[tuple[str, ...]] = [("weights of", "shape", "elements", "zero before", "after")]
         for row in self.layers[:ROWS]:
             shares = (f"{100 * zeros / max(1, row.weights):.1f} %" for zeros in row.zeros)
             rows.append((shorten(row.node, 48), "x".join(map(str, row.shape)), f"{row.weights:,}", *shares))

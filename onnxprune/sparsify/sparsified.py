@@ -253,7 +253,7 @@ def _report(
     if dataset is None:
         feeds = random_feeds(graph.inputs, shapes.inputs, np.random.default_rng(seed))
     else:
-        feeds = next(dataset.part(np.zeros(1, np.int64)).batches(graph.inputs))[0]
+        feeds = next(dataset.take(np.zeros(1, np.int64)).batches(graph.inputs))[0]
     latencies = interleaved((original, made.model), feeds)
     metrics = {} if dataset is None else measure((original, made.model), dataset, graph.inputs, loss=True)
     parameters = cost(graph, shapes).parameters
