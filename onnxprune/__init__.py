@@ -21,6 +21,7 @@ from onnxprune.errors import (
     VerificationError,
 )
 from onnxprune.evaluator import Evaluation, Evaluator
+from onnxprune.finetune import Finetuned, finetune
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
@@ -30,6 +31,7 @@ from onnxprune.sampler import Sampler
 __all__ = [
     # verbs
     "compare",
+    "finetune",
     "inspect",
     "prune",
     "quantize",
@@ -37,6 +39,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Evaluator",
+    "Finetuned",
     "Plan",
     "Pruner",
     "Quantized",

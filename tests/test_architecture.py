@@ -14,7 +14,7 @@ LAYERS = [
     "errors", "weights", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
     "cost", "data", "allocation", "plan", "surgery", "lossless", "gradient", "importance", "compensate", "sampler",
-    "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "pruner",
+    "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "finetune", "recorder", "pruner",
     "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]

@@ -19,9 +19,10 @@ from onnxprune.files import FILE_LIMIT, Source
 from onnxprune.finetune import augment as augmentation
 from onnxprune.finetune import optimiser as optimisers
 from onnxprune.finetune.finetuning import Finetuned, Finetuning
+from onnxprune.finetune.model import Model, Original
 from onnxprune.finetune.state import Keeper
 from onnxprune.finetune.trainable import Goal, training
-from onnxprune.finetune.trainer import THREADS, Epoch, Model, Original, Outcome, Settings, Trainer, shares
+from onnxprune.finetune.trainer import Epoch, Outcome, Settings, Trainer, shares
 from onnxprune.graph import Graph, load
 from onnxprune.lazy import LazyModel, LazyTensor
 from onnxprune.runtime import Session
@@ -252,7 +253,7 @@ def _original(graph: Graph, data: Dataset, names: Sequence[str]) -> Original:
     if lacking:
         raise DataError(f"the original has no output {lacking[0]!r}, which is to be learned; its outputs are {outputs}")
     free = _free(graph, checked)
-    return Original(Session(free.assemble().complete(), threads=THREADS), free.inputs, names)
+    return Original(Session(free.assemble().complete()), free.inputs, names)
 
 
 def _digest(parts: Sequence[Dataset | None]) -> str:
