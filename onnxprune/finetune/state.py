@@ -89,6 +89,8 @@ class Keeper:
         for key, values in flat.items():
             kind, _, name = key.partition("/")
             arrays.setdefault(kind, {})[name] = values
+        if not {"weights", "best"} <= set(arrays):
+            raise StateError(f"{where} lacks the weights; begin anew in another folder")
         return State(arrays, about)
 
 

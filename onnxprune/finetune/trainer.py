@@ -60,7 +60,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. ``rate``: the largest learning rate. ``seconds``: of the whole training, of all runs together."""
+    """How to train.
+
+    ``rate``: the largest learning rate. ``classes``: whether outputs are compared with the original's as classes. ``seconds``:
+    of the whole training, of all runs together.
+    """
 
     epochs: int
     batch: int
@@ -69,6 +73,7 @@ class Settings:
     warmup: float
     augment: tuple[str, ...]
     keep_zeros: bool
+    classes: bool
     seed: int
     seconds: float | None
 
@@ -169,12 +174,13 @@ class Trainer:
         found: dict[str, float | None] = dict.fromkeys(("validation_loss", "accuracy", "agreement"))
         if self._held is not None:
             found["validation_loss"], outputs = self._model.measure(self._held)
-            found |= shares(outputs, self._held.data.labels, list(self._held.targets.values()))
+            targets = list(self._held.targets.values()) if self._settings.classes else []
+            found |= shares(outputs, self._held.data.labels, targets)
         now = time.monotonic()
         epoch = Epoch(number, loss, learning_rate=rate, seconds=now - begun, **found)
         self._watch(epoch)
         if number == 0:
-            self._limit = _EXPLODED * self._ignorance(epoch.validation_loss)
+            self._limit = _EXPLODED * self._ignorance()
         else:
             lost = [v for v in (loss, epoch.validation_loss) if v is not None and not v <= self._limit]
             if lost:
@@ -223,12 +229,12 @@ class Trainer:
         one = self._samples(data.part(np.zeros(1, np.int64))).targets
         return data.samples * sum(values.nbytes for values in one.values()) <= _CACHE
 
-    def _ignorance(self, start: float | None) -> float:
+    def _ignorance(self) -> float:
         """The loss at the start, or with all weights zero, whichever is larger."""
         zero = {name: np.zeros_like(values) for name, values in self._model.weights.items()}
         some = self._held or self._batch(np.arange(min(self._settings.batch, self._data.samples)), np.random.default_rng(0))
         losses = [self._model.measure(some, weights)[0] for weights in (zero, self._model.weights)]
-        return max(loss for loss in losses if math.isfinite(loss))
+        return max(filter(math.isfinite, losses), default=math.inf)
 
 
 def shares(outputs: Sequence[Array], labels: Labels | None, targets: Sequence[Array]) -> dict[str, float | None]:

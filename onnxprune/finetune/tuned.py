@@ -104,9 +104,6 @@ def finetune(
     dataset = read(data, graph.inputs)
     augmentation.check(augment, dataset.inputs)
     rate = optimisers.OPTIMISERS[optimiser] if learning_rate is None else learning_rate
-    settings = Settings(
-        epochs, batch, rate, schedule, warmup, tuple(augment), keep_zeros, seed, None if minutes is None else 60 * minutes
-    )
     free = _free(graph, dataset)
     found = _scores(free, dataset, batch)
     kind = _kind(loss, dataset.labels is not None, original is not None, found is not None)
@@ -115,6 +112,8 @@ def finetune(
     made = training(free, infer(free), _goal(kind, found, temperature, alpha), freeze)
     teacher = load(original) if original is not None and made.gradient.targets else None
     parts = _parts(dataset, validation, graph, seed, labelled=made.gradient.needs_labels)
+    classes, seconds = kind != "squared", None if minutes is None else 60 * minutes
+    settings = Settings(epochs, batch, rate, schedule, warmup, tuple(augment), keep_zeros, classes, seed, seconds)
     learned = None if teacher is None else _original(teacher, parts[0], list(made.gradient.targets))
     run: dict[str, Any] = {
         "model": graph.sha256,
@@ -139,7 +138,7 @@ def finetune(
     train, held = parts
     after: dict[str, float | None] = {}
     if held is not None:
-        targets = [] if learned is None else list(learned(held).values())
+        targets = [] if learned is None or not classes else list(learned(held).values())
         after = shares(predict(free.assemble(tensors).complete(), held, free.inputs), held.labels, targets)
     report = Finetuning(
         kind,
