@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 from onnxprune.compare import Comparison, compare
 from onnxprune.errors import (
     DataError,
+    GradientError,
     ModelError,
     OnnxpruneError,
     OptionError,
@@ -20,13 +21,16 @@ from onnxprune.errors import (
     UsageError,
     VerificationError,
 )
-from onnxprune.evaluator import Evaluation, Evaluator
+from onnxprune.evaluation import Evaluation
+from onnxprune.evaluator import Evaluator
 from onnxprune.finetune import Finetuned, finetune
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
+from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
+from onnxprune.sweep import Sweep, sweep
 
 __all__ = [
     # verbs
@@ -35,6 +39,11 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "sweep",
+    # verbs for one layer
+    "remove_filters",
+    "remove_kernels",
+    "remove_normalization",
     # nouns
     "Comparison",
     "Evaluation",
@@ -46,8 +55,10 @@ __all__ = [
     "Report",
     "Result",
     "Sampler",
+    "Sweep",
     # errors
     "DataError",
+    "GradientError",
     "ModelError",
     "OnnxpruneError",
     "OptionError",

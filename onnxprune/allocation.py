@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import gcd
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.channels import ChannelGroup, Coupling
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, UsageError
+from onnxprune.files import one_line
 from onnxprune.labels import BoolArray
 
 Scores = npt.NDArray[np.float64]
+Table = Mapping[str, float] | str | Path | None
+"""Numbers by pattern (see :func:`~onnxprune.channels.chosen`), or a JSON file of them."""
+
+
+def read_table(source: Table, option: str) -> dict[str, float]:
+    """Numbers by pattern.
+
+    Raises:
+        UsageError: the file can't be read, or holds something else; ``option`` is what it was given for.
+    """
+    if source is None or isinstance(source, Mapping):
+        return dict(source or {})
+    try:
+        found = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option} {str(source)!r} can't be read as JSON: {one_line(error)}") from error
+    if not isinstance(found, dict) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in found.values()):
+        raise UsageError(f'{option} {str(source)!r} must be JSON of numbers by pattern, {{"layer1.*": 0.3, ...}}')
+    return found
 
 
 def allocate(
@@ -57,7 +79,8 @@ class Limits:
     ``ratio``: fraction of channels to remove, in [0, 1). ``scope``: ``"uniform"`` removes ``floor(n ratio + 1e-9)`` of every
     group's ``n`` channels; ``"global"`` ranks all channels together; to make layers comparable, a group's scores are divided
     by their mean first. ``min_channels``: what every group keeps at least. ``round_to``: axes keep a multiple of this many
-    indices, rounded up.
+    indices, rounded up. ``ratios``: for some groups a ratio of their own, by pattern as in
+    :func:`~onnxprune.channels.chosen`; in steps they are reached along with ``ratio``.
 
     Raises:
         OptionError: an option outside its range.
@@ -67,12 +90,20 @@ class Limits:
     scope: str = "uniform"
     min_channels: int = 1
     round_to: int = 1
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise OptionError(f"ratio is {self.ratio}; it is the fraction of channels to remove, 0 <= ratio < 1")
         if self.scope not in ("uniform", "global"):
             raise OptionError(f"scope is {self.scope!r}; choose uniform or global")
+        for pattern, ratio in self.ratios.items():
+            if not 0 <= ratio < 1:
+                raise OptionError(
+                    f"ratio of {pattern!r} is {ratio}; it is the fraction of its channels to remove, 0 <= ratio < 1"
+                )
+        if self.ratios and self.scope != "uniform":
+            raise OptionError(f"ratios say how much each group loses, and so does scope {self.scope!r}; give one of them")
         if self.min_channels < 1:
             raise OptionError(f"min-channels is {self.min_channels}; every layer keeps at least 1 channel")
         if self.round_to < 1:
@@ -84,16 +115,24 @@ class Limits:
         return min(group.size, -(-min(group.size, max(needed, self.min_channels)) // step) * step)
 
 
-def counts(groups: Sequence[ChannelGroup], sizes: Sequence[int], scores: Sequence[Scores], limits: Limits) -> list[int]:
+def counts(
+    groups: Sequence[ChannelGroup],
+    sizes: Sequence[int],
+    scores: Sequence[Scores],
+    limits: Limits,
+    own: Sequence[float | None] = (),
+) -> list[int]:
     """How many more channels each group loses.
 
     Args:
         groups: as they are now.
         sizes: how many channels they had when the share was taken, those that have left already included.
         scores: of the channels that are there; looked at where all are ranked together.
+        own: each group's own ratio, where it has one.
     """
     if limits.scope == "uniform":
-        wanted = [size - int(np.floor(size * limits.ratio + 1e-9)) for size in sizes]
+        shares = [limits.ratio if share is None else share for share in own or [None] * len(sizes)]
+        wanted = [size - int(np.floor(size * share + 1e-9)) for size, share in zip(sizes, shares, strict=True)]
     else:
         left = sum(g.size for g in groups)
         lost = int(np.floor(sum(sizes) * limits.ratio + 1e-9)) - (sum(sizes) - left)

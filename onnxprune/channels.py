@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from fnmatch import fnmatchcase
+from itertools import chain, count
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Components, Fill, IntArray, Reason
 from onnxprune.shapes import Shapes, infer
 from onnxprune.weights import PARAMETERS, Array, Weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +162,38 @@ def _choose_ways(graph: Graph, shapes: Shapes, names: Mapping[str, Reason], mixi
             state = flow(graph, shapes, chosen, names, mixing=mixing)
             components = state.space.components()
     return Coupling(graph, shapes, state, components, _groups(state, components), _frozen(state, components))
+
+
+def named(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
+    """Groups by name; where several have one, they are numbered."""
+    found: dict[str, ChannelGroup] = {}
+    for group in groups:
+        names = chain([group.name], (f"{group.name} ({k})" for k in count(2)))
+        found[next(name for name in names if name not in found)] = group
+    return found
+
+
+def chosen(coupling: Coupling, table: Mapping[str, T], option: str) -> list[T | None]:
+    """What a table from patterns to values says of each group; None where it says nothing.
+
+    A pattern (shell-style, or a name as it is) stands for the groups of which it matches the name, a tensor that they live
+    on or a node that makes their channels. The first that matches a group counts.
+
+    Raises:
+        UsageError: a pattern matches no group.
+    """
+    found: list[T | None] = []
+    used: set[str] = set()
+    for name, group in named(coupling.groups).items():
+        nodes = [coupling.flow.roles.get(site, {}).get("producer", "") for site in group.sites]
+        names = {name, *nodes, *(site.tensor for site in group.sites)}
+        hits = [p for p in table if p in names or any(fnmatchcase(n, p) for n in names)]
+        used.update(hits)
+        found.append(table[hits[0]] if hits else None)
+    for pattern in table:
+        if pattern not in used:
+            raise UsageError(f"{option}: {pattern!r} matches no channel group; `onnxprune inspect` lists them")
+    return found
 
 
 def stored_site(graph: Graph, site: Site) -> Site:

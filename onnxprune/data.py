@@ -45,19 +45,18 @@ class Dataset:
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, inputs={name: values[rows] for name, values in self.inputs.items()}, labels=labels)
 
-    def batches(self, ports: Sequence[Port]) -> Iterator[tuple[dict[str, Array], int]]:
-        """Feeds of as many samples as the model takes at once, and how many of them are real (the rest is padding)."""
+    def batches(self, ports: Sequence[Port], most: int = BATCH) -> Iterator[tuple[dict[str, Array], int]]:
+        """Feeds of as many samples as the model takes at once, and how many of them are real (the rest is padding).
+
+        Args:
+            most: samples per run where the model takes any number.
+        """
         fixed = fixed_batch(ports)
-        size = fixed or min(BATCH, self.samples)
+        size = fixed or min(most, self.samples)
         for start in range(0, self.samples, size):
             real = min(size, self.samples - start)
             rows = np.minimum(np.arange(start, start + size), self.samples - 1) if fixed else np.arange(start, start + real)
             yield {name: values[rows] for name, values in self.inputs.items()}, real
-
-    def part(self, rows: npt.NDArray[np.int64]) -> Dataset:
-        """Some of the samples."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Dataset({name: values[rows] for name, values in self.inputs.items()}, labels)
 
 
 def fixed_batch(ports: Sequence[Port]) -> int | None:

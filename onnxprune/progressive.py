@@ -20,7 +20,7 @@ from onnxprune.plan import Plan, removed_by
 from onnxprune.proof import Proof, Proved, both
 from onnxprune.sampler import Sampler, Standing
 from onnxprune.shapes import origin
-from onnxprune.surgery import RepairError, apply
+from onnxprune.surgery import RepairError, apply, mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,9 @@ def shares(ratio: float, step: float | None) -> list[float]:
 class Run:
     """Prunes a graph in steps.
 
-    ``plan``: replay this instead of choosing channels. ``free``: first remove what can go at no cost. ``scratch``: folder for
-    the temporary files of large models.
+    ``plan``: replay this instead of choosing channels. ``free``: first remove what can go at no cost. ``zero``: what comes out
+    is the masked model, once it is proved that the cut one equals it. ``scratch``: folder for the temporary files of large
+    models.
     """
 
     graph: Graph
@@ -61,6 +62,7 @@ class Run:
     freeze: tuple[str, ...] = ()
     mixing: bool = False
     free: bool = False
+    zero: bool = False
     plan: Plan | None = None
     data: Dataset | None = None
     seed: int = 0
@@ -97,7 +99,7 @@ class Run:
                 return
             except RepairError as error:
                 done = None
-                self._give_way(error, standing.coupling)
+                self.give_way(error, standing.coupling)
 
     def replayed(self, number: int, share: float, plan: Plan) -> Stage:
         """The model after a step that has been done before."""
@@ -131,6 +133,15 @@ class Run:
         """The cut alone, and with what stays taking over from what leaves."""
         if not standing.plan.cuts:
             pruned = self.graph.assemble()
+        proved = self._proved(standing, pruned, free)
+        if not self.zero:
+            return proved
+        proved.close()
+        graph = standing.coupling.graph
+        return replace(proved, model=mask(graph, standing.plan), graph=graph, scratch=None)
+
+    def _proved(self, standing: Standing, pruned: LazyModel, free: lossless.Free | None) -> Proved:
+        """The cut model."""
         with self.clock("verify"):
             proof = Proof(self.graph, standing.coupling, self.seed, self.scratch)
             if not standing.merged.any():
@@ -142,7 +153,7 @@ class Run:
             merged = proof.prove(standing.removed, pruned)
             return replace(merged, verification=both(cut.verification, merged.verification))
 
-    def _give_way(self, error: RepairError, coupling: Coupling) -> None:
+    def give_way(self, error: RepairError, coupling: Coupling) -> None:
         """Hold what leads to a node that can't be corrected."""
         node = error.node
         measured = origin(self.graph, coupling.shapes, node.inputs).measured

@@ -11,12 +11,14 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxprune import data as datasets
+from onnxprune.allocation import Table
 from onnxprune.channels import analyse
 from onnxprune.clock import Clock, Progress
 from onnxprune.cost import cost
 from onnxprune.data import Data
 from onnxprune.errors import UsageError
-from onnxprune.evaluator import Evaluation, Evaluator
+from onnxprune.evaluation import Evaluation
+from onnxprune.evaluator import Evaluator
 from onnxprune.files import Scratch, Source, place, save
 from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion
@@ -78,13 +80,16 @@ def prune(
     seed: int = 0,
     min_channels: int = 1,
     round_to: int = 1,
+    ratios: Table = None,
     freeze: tuple[str, ...] = (),
     mixing: bool = False,
     plan: Plan | str | Path | None = None,
     free: bool = False,
+    zero: bool = False,
     compensate: str = "auto",
     interval: tuple[float, float] | None = None,
     compat: str = "",
+    clusters: int | Table = None,
     step: float | None = None,
     epsilons: tuple[float, ...] = (),
     min_accuracy: float | None = None,
@@ -104,12 +109,15 @@ def prune(
         seed: for everything random.
         min_channels: what every group keeps at least.
         round_to: axes keep a multiple of this many channels, rounded up.
+        ratios: numbers by pattern, or a JSON file of them: groups that lose a share of their own; the others lose ``ratio``. A
+            pattern stands for groups, by their own name or that of a tensor or node.
         freeze: shell-style patterns of node or tensor names to leave alone.
         mixing: also cut axes that a node normalises or averages over (LayerNormalization, RMSNorm, Softmax, means). The
             remaining values change by that, so that only the other cuts are proved; the report marks such groups.
         plan: replay this plan instead of choosing channels.
         free: first remove what can go without any change of the outputs; the share is taken of what is left.
-        compensate, interval, compat: as in :class:`~onnxprune.Sampler`.
+        zero: write zeros into the channels that leave, instead of cutting them: the model keeps its shapes.
+        compensate, interval, compat, clusters: as in :class:`~onnxprune.Sampler`.
         step: fraction of the channels that leaves at a time, until ``ratio`` is reached.
         epsilons: sizes of the attack (FGSM) under which every step is measured.
         min_accuracy, min_robustness: stop before the first step whose accuracy, or robust accuracy at any epsilon, is lower.
@@ -127,15 +135,19 @@ def prune(
         scope=scope,
         min_channels=min_channels,
         round_to=round_to,
+        ratios=ratios,
         compensate=compensate,
         interval=interval,
         compat=compat,
+        clusters=clusters,
         seed=seed,
     )
     if free and plan is not None:
         raise UsageError("a plan says already what leaves; give either --plan or --free")
     if free and mixing:
         raise UsageError("what mixing cuts is never free; give either --mixing or --free")
+    if zero and mixing:
+        raise UsageError("what mixing cuts changes the rest, zeros would do otherwise; give either --mixing or --zero")
     if step is not None and plan is not None:
         raise UsageError("a plan is replayed at once; give either --plan or --step")
     pruner = Pruner(
@@ -147,6 +159,7 @@ def prune(
         freeze=freeze,
         mixing=mixing,
         free=free,
+        zero=zero,
         plan=plan,
         min_accuracy=min_accuracy,
         min_robustness=min_robustness,
@@ -168,7 +181,7 @@ class Pruner:
         model: path of an ONNX file, or a proto (which is not changed).
         sampler: chooses the channels; by default half of every group's by L1 norm.
         evaluator: measures every step on the data; by default without attack.
-        step, freeze, mixing, free, plan, min_accuracy, min_robustness, tape, scratch, progress: as in :func:`prune`.
+        step, freeze, mixing, free, zero, plan, min_accuracy, min_robustness, tape, scratch, progress: as in :func:`prune`.
         seed: for the inputs on which the result is verified.
 
     Raises:
@@ -186,6 +199,7 @@ class Pruner:
         freeze: tuple[str, ...] = (),
         mixing: bool = False,
         free: bool = False,
+        zero: bool = False,
         plan: Plan | str | Path | None = None,
         min_accuracy: float | None = None,
         min_robustness: float | None = None,
@@ -197,7 +211,7 @@ class Pruner:
         self.evaluator = Evaluator(()) if evaluator is None else evaluator
         self._shares = shares(self.sampler.limits.ratio, step)
         self._goal = Goal(min_accuracy, min_robustness)
-        self._options: dict[str, Any] = {"freeze": freeze, "mixing": mixing, "free": free, "seed": seed}
+        self._options: dict[str, Any] = {"freeze": freeze, "mixing": mixing, "free": free, "zero": zero, "seed": seed}
         self._scratch = None if scratch is None else Path(scratch)
         self._plan = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
         self._tape = None if tape is None else Path(tape)
@@ -308,6 +322,7 @@ class Pruner:
             None if stage.free is None else stage.free.rows,
             recorder.steps if self._step is not None else (),
             "" if missed is None else f"stopped before step {missed.number}: its {self._goal.missed(missed)}",
+            zeroed=bool(self._options["zero"]),
         )
         return Result(proved.model, standing.plan, report, graph.source, graph.weights.has_external_data, proved.scratch)
 

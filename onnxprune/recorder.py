@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from onnxprune.channels import ChannelGroup
+from onnxprune.channels import named
 from onnxprune.clock import Clock
 from onnxprune.cost import cost
 from onnxprune.data import Dataset
@@ -144,8 +143,8 @@ class Recorder:
         """Write down a step; those behind it, of a run that had to begin anew, are forgotten."""
         self.tape = Tape(self.tape.run, self.steps[: stage.number])
         standing = stage.standing
-        left = {name: int((~standing.removed[g.roots]).sum()) for name, g in _named(standing).items()}
-        gone = Counter({name: g.size - left[name] for name, g in _named(standing).items()})
+        left = {name: int((~standing.removed[g.roots]).sum()) for name, g in named(standing.coupling.groups).items()}
+        gone = Counter({name: g.size - left[name] for name, g in named(standing.coupling.groups).items()})
         for step in self.steps:
             gone.subtract(step.moves)
         metrics = self._measured(stage.number, stage.proved.model)
@@ -191,15 +190,6 @@ class Recorder:
                 found |= self.evaluator.evaluate(judged, self.data.arrays).metrics()
         self._metrics[number] = found
         return found
-
-
-def _named(standing: Standing) -> dict[str, ChannelGroup]:
-    """The groups by name; where several have one, they are numbered."""
-    found: dict[str, ChannelGroup] = {}
-    for group in standing.coupling.groups:
-        names = chain([group.name], (f"{group.name} ({k})" for k in count(2)))
-        found[next(name for name in names if name not in found)] = group
-    return found
 
 
 def _kept(metrics: Metrics) -> Metrics:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
-from onnx import ModelProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxprune.assembly import alone
@@ -105,6 +105,12 @@ class Session:
     def outputs(self) -> list[str]:
         """Names of the graph outputs, in order."""
         return [o.name for o in self._session.get_outputs()]
+
+    @property
+    def elem_types(self) -> list[int]:
+        """Element types of the graph outputs, in order; 0 for what is no tensor."""
+        kinds = [re.fullmatch(r"tensor\((\w+)\)", o.type) for o in self._session.get_outputs()]
+        return [0 if kind is None else int(TensorProto.DataType.Value(kind[1].upper())) for kind in kinds]
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Any]:
         """Run once. Returns the outputs in order (arrays, except for sequences and maps).

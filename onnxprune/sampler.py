@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from onnxprune import lossless
-from onnxprune.allocation import Limits, Scores, counts, lowest
-from onnxprune.channels import Coupling, analyse
+from onnxprune.allocation import Limits, Scores, Table, counts, lowest, read_table
+from onnxprune.channels import Coupling, analyse, chosen
 from onnxprune.compensate import MODES, merged, refitted
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError
@@ -118,10 +118,12 @@ class Sampler:
         criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those.
         ratio: fraction of channels to remove, 0 <= ratio < 1.
         scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`.
+        ratios: the same, or a JSON file of them.
         compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
             the first for criteria that choose pairs, the second for others.
         interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
         params, recursive, pool, compat, seed: as in :class:`~onnxprune.importance.Options`.
+        clusters: of the k-means criteria: one number for all groups, or numbers by pattern, or a JSON file of these.
 
     Raises:
         UsageError: there is no criterion of that name.
@@ -136,21 +138,24 @@ class Sampler:
         scope: str = "uniform",
         min_channels: int = 1,
         round_to: int = 1,
+        ratios: Table = None,
         compensate: str = "auto",
         params: tuple[float, float] = (0.75, 0.25),
         recursive: bool = True,
         pool: float = 2.0,
         interval: tuple[float, float] | None = None,
         compat: str = "",
+        clusters: int | Table = None,
         seed: int = 0,
     ) -> None:
         if compensate not in MODES:
             raise OptionError(f"compensate is {compensate!r}; choose {', '.join(MODES)}")
-        self.limits = Limits(ratio, scope, min_channels, round_to)
+        self.limits = Limits(ratio, scope, min_channels, round_to, read_table(ratios, "--ratios"))
         self.compensate = compensate
         self._whole: Scene | None = None
         self._interval = interval
-        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat)
+        parts = {"*": clusters} if isinstance(clusters, int) else read_table(clusters, "--clusters")
+        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat, clusters=parts)
         self._set(criterion)
 
     def set_strategy(
@@ -198,12 +203,18 @@ class Sampler:
             OptionError: the ratio is outside its range.
         """
         limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
-        if self._whole is None or self._whole.coupling is not standing.base:
-            self._whole = Scene(standing.base, standing.gone, self._options.interval)
-        whole = self._whole
-        scene = whole.after(standing.coupling, standing.removed, standing.heirs)
+        scene = self._scene(standing, data)
         scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
-        for number, count in enumerate(counts([scene.group(n) for n in groups], standing.sizes, scores, limits)):
+        part = ratio / self.limits.ratio if self.limits.ratio else 1.0
+        own = [None if r is None else r * part for r in chosen(standing.base, self.limits.ratios, "--ratios")]
+        return self.take(standing, counts([scene.group(n) for n in groups], standing.sizes, scores, limits, own), data)
+
+    def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
+        """Let so many more channels of each group leave."""
+        scene = self._scene(standing, data)
+        whole = self._whole
+        assert whole is not None, "made along with the scene"
+        for number, count in enumerate(wanted):
             while count:
                 pairs = self._choose(scene, number, count, data)
                 edits = merged(scene, number, pairs) if self._mode == "merge" else []
@@ -215,6 +226,17 @@ class Sampler:
                 standing = standing.edited(refitted(scene, whole, number))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
         return standing
+
+    def _scene(self, standing: Standing, data: Dataset | None) -> Scene:
+        """The model as it is; what is known of it as it was at first is kept."""
+        if self._whole is None or self._whole.coupling is not standing.base or self._whole.data is not data:
+            self._whole = Scene(standing.base, standing.gone, self._options.interval, data=data)
+        return self._whole.after(standing.coupling, standing.removed, standing.heirs)
+
+    @property
+    def criterion(self) -> Criterion:
+        """What says which channels matter."""
+        return self._criterion
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -241,5 +263,5 @@ class Sampler:
         found = self._criterion.nominate(scene, number, count) if isinstance(self._criterion, Nominator) else None
         if found is not None:
             return found
-        leaves = lowest(self._criterion(scene.group(number), scene.weights, data), count)
+        leaves = lowest(self._rank(scene, number, data), count)
         return Pairs(leaves, np.full(len(leaves), -1))

@@ -11,17 +11,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
-    "errors", "weights", "lazy", "structure", "files", "intake", "assembly", "graph",
+    "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
     "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
-    "cost", "data", "allocation", "plan", "surgery", "lossless", "gradient", "importance", "compensate", "sampler",
-    "evaluate", "report", "evaluator", "clock", "proof", "progressive", "quantize", "finetune", "recorder", "pruner",
-    "compare", "demo", "operators",
+    "cost", "data", "allocation", "plan", "surgery", "remove", "lossless", "gradient", "evaluate", "importance", "compensate",
+    "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "sweep", "pruner",
+    "finetune", "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
 # fmt: on
 # fmt: off
 ONLY_HERE = {
     "onnx_graphsurgeon": "graph", "onnxruntime": "runtime", "typer": "cli", "rich": "cli", "matplotlib": "report.picture",
+    "sklearn": "importance.kmeans",
     "onnxruntime.quantization": "quantize.integer",  # tools apart from the runtime; nothing else needs them
 }
 # fmt: on

@@ -1,360 +1,26 @@
-"""Evaluation: metrics, and FGSM by finite differences against networks whose gradients are known."""
+"""What an evaluation counts, measures, refuses and prints."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from nets import CLASSES, EPSILONS, NET, Net, close, linear, model
+from onnx import ModelProto, TensorProto, helper
 from typer.testing import CliRunner, Result
 
 import onnxprune
-from onnxprune import Evaluator, data
+from onnxprune import Evaluator
 from onnxprune.cli import app
-from onnxprune.errors import DataError, ModelError, OnnxpruneError, OptionError, UsageError
-from onnxprune.evaluate import Scores, cross_entropy, find_scores, gradient, plan, predict, robustness, top_k_accuracy
-from onnxprune.evaluate import classifier as forms
-from onnxprune.graph import load
+from onnxprune.errors import DataError, GradientError, ModelError, OnnxpruneError, OptionError, UsageError
+from onnxprune.evaluate import Scores, cross_entropy, top_k_accuracy
 
-FEATURES, HIDDEN, CLASSES = 12, 24, 4
-EPSILONS = (0.05, 0.1, 0.2, 0.4)
-EPSILON = "it is the largest change of an input value, at least 0"
+EPSILON = "it is how far the attack may go, at least 0"
 CLIP = "it is the lowest, then the highest value of the inputs"
-
-
-def model(
-    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], inputs: dict[str, list], outputs: dict[str, int]
-) -> ModelProto:
-    """Inputs: element type and shape by name; outputs: element type by name."""
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, *shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()],
-        [numpy_helper.from_array(values, name) for name, values in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-class Net:
-    """A network of two layers in float64, with its gradient, and as ONNX in float32."""
-
-    def __init__(self, seed: int = 0, classes: int = CLASSES, scale: float = 4.0) -> None:
-        rng = np.random.default_rng(seed)
-        self.w = rng.standard_normal((FEATURES, HIDDEN)) / 2
-        self.b = rng.standard_normal(HIDDEN) / 2
-        self.v = scale * rng.standard_normal((HIDDEN, classes)) / HIDDEN**0.5
-        self.x = rng.uniform(0, 1, (60, FEATURES)).astype(np.float32)
-        self.labels = self.logits(self.x).argmax(axis=1) if classes > 1 else (self.logits(self.x)[:, 0] > 0).astype(int)
-        self.labels[::10] = (self.labels[::10] + 1) % max(classes, 2)
-
-    def logits(self, x: np.ndarray) -> np.ndarray:
-        return np.maximum(x.astype(np.float64) @ self.w + self.b, 0) @ self.v
-
-    def gradient(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Of the label's log-odds."""
-        z = self.logits(x)
-        if z.shape[1] == 1:
-            outer = np.where(labels, 1.0, -1.0)[:, None]
-        else:
-            others = np.where(np.arange(z.shape[1]) == labels[:, None], -np.inf, z)
-            outer = -np.exp(others - others.max(axis=1, keepdims=True))
-            outer /= -outer.sum(axis=1, keepdims=True)
-            outer[np.arange(len(x)), labels] = 1
-        return ((outer @ self.v.T) * (x.astype(np.float64) @ self.w + self.b > 0)) @ self.w.T
-
-    def predicted(self, x: np.ndarray) -> np.ndarray:
-        z = self.logits(x)
-        return z.argmax(axis=1) if z.shape[1] > 1 else (z[:, 0] > 0).astype(int)
-
-    def robust(self, epsilon: float, clip: tuple[float, float] | None = None) -> float:
-        """What exact FGSM leaves."""
-        low, high = clip or (self.x.min(), self.x.max())
-        moved = np.clip(self.x - epsilon * np.sign(self.gradient(self.x, self.labels)), low, high)
-        return float(np.mean((self.predicted(self.x) == self.labels) & (self.predicted(moved) == self.labels)))
-
-    def onnx(
-        self, head: str = "", batch: int | str = "N", nodes: Callable[[str], list[onnx.NodeProto]] | None = None
-    ) -> ModelProto:
-        """``nodes``: what comes before, from ``x`` to the given name."""
-        before = nodes("h0") if nodes else [helper.make_node("Identity", ["x"], ["h0"])]
-        body = [
-            *before,
-            helper.make_node("Gemm", ["h0", "w", "b"], ["h1"]),
-            helper.make_node("Relu", ["h1"], ["h2"]),
-            helper.make_node("MatMul", ["h2", "v"], ["logits" if head else "out"]),
-        ]
-        if head:
-            body.append(helper.make_node(head, ["logits"], ["out"]))
-        weights = {name: getattr(self, name).astype(np.float32) for name in "wbv"}
-        return model(body, weights, {"x": [TensorProto.FLOAT, batch, FEATURES]}, {"out": TensorProto.FLOAT})
-
-
-NET = Net()
-
-
-def close(found: dict[float, float], expected: Callable[[float], float]) -> None:
-    """Equal, but for one sample in a hundred that lies on a border."""
-    for epsilon, share in found.items():
-        assert abs(share - expected(epsilon)) <= 0.0167, (epsilon, share, expected(epsilon))
-
-
-def slopes(proto: ModelProto, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    graph = load(proto)
-    dataset = data.read({"x": x}, graph.inputs)
-    ready = graph.assemble().ready()
-    clean = find_scores(predict(ready, dataset, graph.inputs))
-    assert clean is not None
-    form = forms.classifier(ready, dataset, graph.inputs, clean)
-    blocks = {"x": gradient.partition(x.shape[1:], x[0].size)}
-    return gradient.differences(form, dataset.inputs, labels, blocks, {"x": 1.0})["x"]
-
-
-# the attack equals the exact one ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize("head", ["", "Softmax", "LogSoftmax"])
-@pytest.mark.parametrize("batch", ["N", 1, 7])
-def test_attack_is_the_exact_one(head: str, batch: int | str) -> None:
-    found = Evaluator(EPSILONS).evaluate(NET.onnx(head, batch), (NET.x, NET.labels))
-    assert found.accuracy == pytest.approx(0.9)
-    close(found.robust_accuracy, NET.robust)
-    assert found.robust_accuracy[0.2] < 0.7 < found.noise_accuracy[0.2]
-
-
-@pytest.mark.parametrize("head", ["", "Sigmoid"])
-def test_one_output_is_class_one(head: str) -> None:
-    net = Net(seed=1, classes=1)
-    found = Evaluator(EPSILONS).evaluate(net.onnx(head), (net.x, net.labels))
-    close(found.robust_accuracy, net.robust)
-    z = net.logits(net.x)[:, 0] * np.where(net.labels, 1, -1)
-    assert found.loss == pytest.approx(np.logaddexp(0, -z).mean(), rel=1e-4)
-
-
-def test_signs_are_the_true_ones() -> None:
-    expected = NET.gradient(NET.x, NET.labels)
-    found = slopes(NET.onnx(), NET.x, NET.labels)
-    assert np.mean(np.sign(found) == np.sign(expected)) > 0.99
-    assert np.median(np.abs(found - expected)) < 0.03 * np.median(np.abs(expected))
-    assert np.mean(np.sign(found) == np.sign(NET.gradient(NET.x, (NET.labels + 1) % CLASSES))) < 0.7  # of other labels
-
-
-def test_reversed_signs_help_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong sign would show: samples move away from the border."""
-    true = gradient.differences
-    monkeypatch.setattr(robustness, "differences", lambda *a, **k: {name: -found for name, found in true(*a, **k).items()})
-    found = Evaluator([0.5]).evaluate(NET.onnx(), (NET.x, NET.labels))
-    assert found.robust_accuracy[0.5] > found.noise_accuracy[0.5] > NET.robust(0.5)
-
-
-@pytest.mark.parametrize("hidden", [False, True])
-def test_a_sure_network_is_differentiated_all_the_same(hidden: bool) -> None:
-    """Probabilities that are all but one in float32; ``hidden``: so that the logits can't be read."""
-    net = Net(seed=3, scale=60.0)
-    labels = net.predicted(net.x)
-    proto = net.onnx("Softmax")
-    if hidden:
-        proto.graph.node[-1].output[0] = "p"
-        proto.graph.node.append(helper.make_node("Abs", ["p"], ["out"]))
-    p = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": net.x})[0]
-    sure = p[np.arange(len(p)), labels] > 1 - 1e-7
-    assert sure.mean() > 0.3
-    seen = sure & (np.sort(p, axis=1)[:, -2] > 1e-30)  # below that, float32 has nothing left of the others
-    expected = np.sign(net.gradient(net.x, labels))[seen]
-    assert np.mean(np.sign(slopes(proto, net.x, labels))[seen] == expected) > 0.97
-    assert np.mean(cross_entropy_signs(proto, net.x, labels)[seen] == expected) < 0.5
-
-
-def cross_entropy_signs(proto: ModelProto, x: np.ndarray, labels: np.ndarray, step: float = 1e-3) -> np.ndarray:
-    """What differences of the cross-entropy in float32 would say."""
-    session, signs = ort.InferenceSession(proto.SerializeToString()), np.empty(x.shape)
-    for i in range(x.shape[1]):
-        move = np.float32(step) * np.eye(x.shape[1], dtype=np.float32)[i]
-        up, down = (session.run(None, {"x": x + s * move})[0][np.arange(len(x)), labels] for s in (1, -1))
-        signs[:, i] = np.sign(np.log(np.maximum(up, 1e-38)) - np.log(np.maximum(down, 1e-38)))
-    return signs
-
-
-def test_large_and_small_units() -> None:
-    """The step follows the range of the inputs."""
-    for unit in (255.0, 1e-3):
-        net = Net()
-        net.w, net.x = net.w / unit, (net.x * unit).astype(np.float32)
-        found = Evaluator([e * unit for e in EPSILONS]).evaluate(net.onnx(), (net.x, net.labels))
-        close(found.robust_accuracy, net.robust)
-
-
-def test_half_precision_inputs() -> None:
-    proto = NET.onnx(nodes=lambda to: [helper.make_node("Cast", ["x"], [to], to=TensorProto.FLOAT)])
-    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    x = NET.x.astype(np.float16)
-    found = slopes(proto, x, NET.labels)
-    assert np.mean(np.sign(found) == np.sign(NET.gradient(x, NET.labels))) > 0.95
-
-
-# every model ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("declared", [1, 3, 8])
-def test_a_fixed_batch_that_can_not_be_freed(declared: int) -> None:
-    """It works on no more samples than it is declared for, as after an export that traced the batch."""
-    rows = numpy_helper.from_array(np.arange(declared), "rows")
-    proto = NET.onnx("", declared, nodes=lambda to: [helper.make_node("Gather", ["x", "rows"], [to])])
-    proto.graph.initializer.append(rows)
-    found = Evaluator(EPSILONS).evaluate(proto, (NET.x, NET.labels))
-    close(found.robust_accuracy, NET.robust)
-
-
-def test_a_reshape_that_names_the_batch_is_freed() -> None:
-    shape = numpy_helper.from_array(np.array([1, FEATURES]), "shape")
-    proto = NET.onnx("Softmax", 1, nodes=lambda to: [helper.make_node("Reshape", ["x", "shape"], [to])])
-    proto.graph.initializer.append(shape)
-    graph = load(proto)
-    dataset = data.read({"x": NET.x}, graph.inputs)
-    ready = graph.assemble().ready()
-    clean = find_scores(predict(ready, dataset, graph.inputs))
-    assert clean is not None
-    form = forms.classifier(ready, dataset, graph.inputs, clean)
-    assert (form.batch, form.tensor, form.probabilities) == (None, "logits", False)
-    found = Evaluator(EPSILONS).evaluate(proto, (NET.x, NET.labels))
-    close(found.robust_accuracy, NET.robust)
-
-
-def linear(weights: dict[str, np.ndarray], bias: np.ndarray) -> ModelProto:
-    """Logits are a linear function of several inputs, and of ``token``, whole numbers."""
-    nodes, inputs, parts = [], {}, []
-    for name, w in weights.items():
-        kind = TensorProto.INT64 if name == "token" else TensorProto.FLOAT
-        inputs[name] = [kind, "N", *w.shape[:-1]]
-        nodes.append(helper.make_node("Cast", [name], [f"{name}_f"], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Flatten", [f"{name}_f"], [f"{name}_2"]))
-        nodes.append(helper.make_node("MatMul", [f"{name}_2", f"{name}_w"], [f"{name}_y"]))
-        parts.append(f"{name}_y")
-    nodes.append(helper.make_node("Sum", [*parts, "bias"], ["out"]))
-    stored = {f"{n}_w": w.reshape(-1, w.shape[-1]).astype(np.float32) for n, w in weights.items()}
-    return model(nodes, stored | {"bias": bias.astype(np.float32)}, inputs, {"out": TensorProto.FLOAT})
-
-
-def test_several_inputs_and_whole_numbers() -> None:
-    rng = np.random.default_rng(0)
-    weights = {"x": rng.standard_normal((5, 2)), "token": rng.standard_normal((3, 2)), "y": rng.standard_normal((2, 3, 2))}
-    x, token, y = rng.random((40, 5), np.float32), rng.integers(0, 3, (40, 3)), 7 * rng.random((40, 2, 3), np.float32)
-    arrays = {"x": x, "token": token, "y": y}
-    bias = -sum(arrays[n].reshape(40, -1).mean(axis=0) @ w.reshape(-1, 2) for n, w in weights.items())
-
-    def logits(given: dict[str, np.ndarray]) -> np.ndarray:
-        return bias + sum(given[n].reshape(40, -1).astype(float) @ w.reshape(-1, 2) for n, w in weights.items())
-
-    labels = logits(arrays).argmax(axis=1)
-    side = np.where(labels, 1, -1)[:, None]
-    for epsilon in (0.2, 0.4):
-        moved = dict(arrays)
-        for name in "xy":
-            w = weights[name].reshape(-1, 2)
-            sign = (side * np.sign(w[:, 1] - w[:, 0])).reshape(arrays[name].shape)
-            moved[name] = np.clip(arrays[name] - epsilon * sign, arrays[name].min(), arrays[name].max())
-        expected = np.mean(logits(moved).argmax(axis=1) == labels)
-        found = Evaluator([epsilon]).evaluate(linear(weights, bias), {**arrays, "labels": labels})
-        assert found.robust_accuracy[epsilon] == pytest.approx(expected)
-        assert expected < 0.9
-
-
-def test_channels_last_images() -> None:
-    rng = np.random.default_rng(0)
-    w = rng.standard_normal((6, 5, 2, 3))
-    x = rng.random((30, 6, 5, 2), np.float32)
-    z = x.reshape(30, -1).astype(float) @ w.reshape(-1, 3)
-    bias = -z.mean(axis=0)
-    labels = (z + bias).argmax(axis=1)
-    signs = np.sign(slopes(linear({"x": w}, bias), x, labels)).reshape(x.shape)
-    others = np.where(np.arange(3) == labels[:, None], -np.inf, z + bias)
-    share = np.exp(others - others.max(axis=1, keepdims=True))
-    share /= share.sum(axis=1, keepdims=True)
-    expected = w[..., labels].transpose(3, 0, 1, 2) - np.einsum("hwck,nk->nhwc", w, share)
-    assert np.mean(signs == np.sign(expected)) > 0.99
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_the_class_may_come_beside_the_scores(zipped: bool) -> None:
-    """As scikit-learn's converter writes it, with a map from class to probability or an array."""
-    proto = NET.onnx("Softmax")
-    proto.graph.node.append(helper.make_node("ArgMax", ["out"], ["label"], axis=1, keepdims=0))
-    proto.graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, None))
-    if zipped:
-        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
-        classes = list(range(CLASSES))
-        proto.graph.node.append(helper.make_node("ZipMap", ["out"], ["map"], domain="ai.onnx.ml", classlabels_int64s=classes))
-        kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
-        proto.graph.output[1].CopyFrom(helper.make_value_info("map", helper.make_sequence_type_proto(kind)))
-    found = Evaluator(EPSILONS).evaluate(proto, (NET.x, NET.labels), proto)
-    close(found.robust_accuracy, NET.robust)
-    assert (found.loss is not None, found.agreement) == (True, 1)
-
-
-def test_inputs_without_further_axes() -> None:
-    """Each sample is a number."""
-    nodes = [helper.make_node("Unsqueeze", ["x", "one"], ["y"]), helper.make_node("Mul", ["y", "w"], ["out"])]
-    weights = {"one": np.array([1]), "w": np.array([[1, -1]], np.float32)}
-    proto = model(nodes, weights, {"x": [TensorProto.FLOAT, "N"]}, {"out": TensorProto.FLOAT})
-    x = np.array([-0.3, -0.1, 0.1, 0.3], np.float32)
-    assert Evaluator([0.2]).evaluate(proto, (x, np.array([1, 1, 0, 0]))).robust_accuracy == {0.2: 0.5}
-
-
-# the budget -------------------------------------------------------------------------------------------------------------
-def test_partition_keeps_neighbours_together() -> None:
-    blocks = gradient.partition((3, 8, 8), 12)
-    assert (blocks.grid, blocks.members.shape) == ((3, 2, 2), (12, 16))
-    assert sorted(blocks.members.ravel()) == list(range(192))
-    assert np.array_equal(blocks.of.reshape(3, 8, 8)[1], np.kron([[4, 5], [6, 7]], np.ones((4, 4))))
-    uneven = gradient.partition((7,), 3)
-    assert [sorted(set(row)) for row in uneven.members.tolist()] == [[0, 1, 2], [3, 4], [5, 6]]
-    assert gradient.partition((7,), 7).whole
-
-
-@pytest.mark.parametrize("budget", [120, 360, 10**6])
-def test_passes_stay_within_the_budget(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = []
-    run = forms.Session.run
-    monkeypatch.setattr(forms.Session, "run", lambda s, feeds, *a: (counted.append(len(feeds["x"])), run(s, feeds, *a))[1])
-    evaluator = Evaluator(EPSILONS, budget=budget)
-    planned = evaluator.plan(NET.onnx(), (NET.x, NET.labels))
-    assert not counted
-    found = evaluator.evaluate(NET.onnx(), (NET.x, NET.labels))
-    assert 2 * planned.samples * planned.directions <= budget
-    assert planned.directions == min(FEATURES, budget // 120)
-    assert sum(counted) <= found.forward_passes + 20  # those that find out how to read the scores
-    assert found.forward_passes <= planned.passes
-    assert found.forward_passes == planned.passes - 6 * (2 * planned.directions + 2 * len(EPSILONS))  # six are wrong anyway
-
-
-def test_blocks_are_weaker_but_better_than_noise() -> None:
-    by_budget = {b: Evaluator([0.1], budget=b).evaluate(NET.onnx(), (NET.x, NET.labels)) for b in (360, 720, 1440)}
-    shares = [found.robust_accuracy[0.1] for found in by_budget.values()]
-    assert by_budget[360].noise_accuracy[0.1] > shares[0] > shares[2]
-    assert shares == sorted(shares, reverse=True)
-
-
-def test_default_budget_depends_on_the_work() -> None:
-    x = {"x": np.zeros((500, 3, 32, 32), np.float32)}
-    assert plan(x, passes=None, macs=10**5, epsilons=1, others=0).directions == 3072
-    assert plan(x, passes=None, macs=4 * 10**7, epsilons=1, others=0).directions == 3 * 9 * 9
-    two = {"a": np.zeros((10, 99), np.float32), "b": np.zeros((10, 1), np.float32)}
-    assert [b.grid for b in plan(two, passes=200, macs=0, epsilons=1, others=0).blocks.values()] == [(9,), (1,)]
-
-
-def test_what_is_said_beforehand() -> None:
-    said: list[gradient.Budget] = []
-    Evaluator([0.1], budget=480).evaluate(NET.onnx(), (NET.x, NET.labels), announce=said.append)
-    assert str(said[0]) == (
-        "at most 732 forward passes for 60 samples, 552 of them for gradients by central differences along "
-        "4 blocks of neighbours (4 of 12) instead of 12 coordinates"
-    )
-    assert said[0].warning == (
-        "gradients are estimated by finite differences along 4 blocks of neighbours (4 of 12) instead of 12 coordinates: "
-        "estimates understate how vulnerable the model is; all coordinates need a budget of 1,440, or 20 samples"
-    )
 
 
 # counting ---------------------------------------------------------------------------------------------------------------
@@ -369,8 +35,9 @@ def test_noise_is_the_control() -> None:
     assert Evaluator([0.0]).evaluate(NET.onnx(), (NET.x, NET.labels)).robust_accuracy == {0.0: 0.9}
 
 
-def test_paoding_moves_dead_coordinates_upwards_and_clips_elsewhere() -> None:
-    """Class 1 wins once x0 exceeds 0.05, where the gradient is zero; class 2 once x1 falls below zero."""
+@pytest.mark.parametrize("kind", ["graph", "finite-difference"])
+def test_paoding_moves_dead_coordinates_upwards_and_clips_elsewhere(kind: str) -> None:
+    """Class 1 wins once x0 exceeds 0.05, where the gradient is zero; class 2 once x1 falls below -0.005."""
     w = np.array([[1, 0], [0, -1]], np.float32)
     v = np.array([[0, 100, 0], [0, 0, 100]], np.float32)
     nodes = [
@@ -378,17 +45,17 @@ def test_paoding_moves_dead_coordinates_upwards_and_clips_elsewhere() -> None:
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("Gemm", ["r", "v", "c"], ["out"]),
     ]
-    weights = {"w": w, "b": np.array([-0.05, 0], np.float32), "v": v, "c": np.array([1, 0, 0], np.float32)}
+    weights = {"w": w, "b": np.array([-0.05, 0.005], np.float32), "v": v, "c": np.array([1, 0, 0], np.float32)}
     proto = model(nodes, weights, {"x": [TensorProto.FLOAT, "N", 2]}, {"out": TensorProto.FLOAT})
     dead = np.array([[0.0, 0.9], [0.0, 1.0]], np.float32), np.array([0, 0])
-    assert Evaluator([0.1]).evaluate_robustness(proto, dead) == {0.1: 1.0}
-    assert Evaluator([0.1], counting="paoding-1.0").evaluate_robustness(proto, dead) == {0.1: 0}
+    assert Evaluator([0.1], gradient=kind).evaluate_robustness(proto, dead) == {0.1: 1.0}
+    assert Evaluator([0.1], gradient=kind, counting="paoding-1.0").evaluate_robustness(proto, dead) == {0.1: 0}
     below = np.array([[0.0, 0.0], [0.04, 0.01], [0.0, 1.0]], np.float32), np.array([0, 1, 0])
-    found = Evaluator([0.04], counting="paoding-1.0").evaluate(proto, below)
+    found = Evaluator([0.04], gradient=kind, counting="paoding-1.0").evaluate(proto, below)
     assert (found.robust, found.accuracy) == ({0.04: 1}, pytest.approx(2 / 3))
-    assert Evaluator([0.04]).evaluate(proto, below).robust == {0.04: 2}
+    assert Evaluator([0.04], gradient=kind).evaluate(proto, below).robust == {0.04: 2}
     with pytest.raises(DataError, match=re.escape("input 'x' has values in [0, 2] outside of the clip range [-1, 1]; give")):
-        Evaluator([0.1], counting="paoding-1.0").evaluate(proto, (2 * dead[0], dead[1]))
+        Evaluator([0.1], gradient=kind, counting="paoding-1.0").evaluate(proto, (2 * dead[0], dead[1]))
 
 
 def test_paoding_top_k_accepts_the_clean_top_k() -> None:
@@ -463,17 +130,27 @@ def test_log_odds_keep_their_digits() -> None:
 
 
 def test_report(tmp_path: Path) -> None:
-    found = Evaluator((0.1, 8 / 255), top_k=2).evaluate(NET.onnx(), (NET.x, NET.labels), NET.onnx())
+    found = Evaluator((0.1, 8 / 255), top_k=2, gradient="finite-difference").evaluate(NET.onnx(), (NET.x, NET.labels), NET.onnx())
     found.save(tmp_path / "r.json")
     report = json.loads((tmp_path / "r.json").read_text())
     assert report == found.to_dict()
     assert report["schema"] == "onnxprune.evaluation/1"
     assert list(report["metrics"]["robust_accuracy"]) == ["0.1", "0.0313725490196"]
     assert set(report["metrics"]) == {"accuracy", "loss", "top_k", "robust_accuracy", "noise_accuracy", "agreement"}
+    expected = {"name": "fgsm", "norm": "linf", "steps": 1, "random_start": False, "gradient": "finite-difference"}
+    assert report["attack"] == expected
     text = str(found)
     assert re.search(r"accuracy +90.0 %", text)
     assert re.search(r"0.1 +\d+.\d % +\d+.\d %", text)
     assert text.endswith("along each of 12 coordinates: estimates can understate how vulnerable the model is")
+
+
+def test_what_exact_gradients_cost() -> None:
+    """54 of 60 samples are right: one gradient, and a prediction by epsilon for the attack and another for noise."""
+    found = Evaluator((0.1, 0.2)).evaluate(NET.onnx(), (NET.x, NET.labels))
+    assert (found.forward_passes, found.backward_passes, found.warnings) == (60 + 54 * (1 + 2 * 2), 54, ())
+    assert found.to_dict()["attack"]["gradient"] == "graph"
+    assert re.search(r"forward passes +330\n +backward passes +54\n", str(found))
 
 
 # refusals ---------------------------------------------------------------------------------------------------------------
@@ -501,7 +178,7 @@ BAD_DATA = {
 @pytest.mark.parametrize("name", BAD_DATA)
 def test_bad_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given, text = BAD_DATA[name]
-    monkeypatch.setattr("onnxprune.evaluator.fgsm", lambda *a, **k: pytest.fail("the attack has begun"))
+    monkeypatch.setattr("onnxprune.evaluator.robustness", lambda *a, **k: pytest.fail("the attack has begun"))
     with pytest.raises(DataError) as caught:
         Evaluator().evaluate(NET.onnx(), given, announce=lambda plan: pytest.fail("the work has begun"))
     assert str(caught.value) == text
@@ -520,23 +197,61 @@ BAD_OPTIONS = {
         OptionError,
         f"clip is 0 nan; {CLIP}",
     ),
-    "attack": ({"attack": "pgd"}, UsageError, "attack 'pgd' does not exist; choose fgsm"),
-    "graph": (
-        {"gradient": "graph"},
-        OptionError,
-        "gradient is 'graph', which this version does not have; take 'finite-difference'",
+    "attack": ({"attack": "cw"}, UsageError, "attack 'cw' does not exist; choose one of fgsm, pgd"),
+    "steps": (
+        {"steps": 2},
+        UsageError,
+        "steps, step_size and random_start are those of attack pgd; choose it, or leave them out",
     ),
-    "gradient": ({"gradient": "x"}, UsageError, "gradient 'x' does not exist; choose finite-difference"),
+    "no step": ({"attack": "pgd", "steps": 0}, OptionError, "steps is 0; it is how many steps the attack takes, at least 1"),
+    "step": (
+        {"attack": "pgd", "step_size": 0},
+        OptionError,
+        "step_size is 0; it is how far a step goes in the inputs' units, more than 0",
+    ),
+    "norm": ({"norm": "l1"}, UsageError, "norm 'l1' does not exist; choose one of linf, l2"),
+    "gradient": (
+        {"gradient": "x"},
+        UsageError,
+        "gradient 'x' does not exist; choose one of auto, graph, finite-difference",
+    ),
+    "no attack": (
+        {"attack": None, "gradient_sparsity": 0.5},
+        UsageError,
+        "surrogate and gradient_sparsity are for an attack; choose one, or leave them out",
+    ),
+    "no graph": (
+        {"gradient": "finite-difference", "gradient_sparsity": 0.5},
+        UsageError,
+        "gradient_sparsity prunes the backward graph, which finite differences do without; choose graph",
+    ),
+    "no kernels": (
+        {"gradient_sparsity": 0.5},
+        GradientError,
+        "gradient sparsity prunes the kernels of Conv, and the model has none stored as floats; leave it out",
+    ),
+    "sparsity": (
+        {"gradient_sparsity": 1.5},
+        OptionError,
+        "gradient_sparsity is 1.5; it is a share of the weights, from 0 to 1",
+    ),
+    "bernoulli": ({"bernoulli": -1}, OptionError, "bernoulli is -1; it is a probability, from 0 to 1"),
     "counting": ({"counting": "x"}, UsageError, "counting 'x' does not exist; choose one of all, paoding-1.0"),
     "top_k": ({"top_k": 0}, OptionError, "top_k is 0; it is a number of classes, at least 1"),
     "many": ({"top_k": 5}, OptionError, "top_k is 5, but the model has 4 classes; choose fewer"),
     "batch": ({"batch_size": 0}, OptionError, "batch_size is 0; it is the number of samples to take, at least 1, or -1 for all"),
     "budget": ({"budget": 0}, OptionError, "budget is 0; it is a number of forward passes, at least 2 for each sample"),
     "small": (
-        {"budget": 119},
+        {"budget": 119, "gradient": "finite-difference"},
         OptionError,
         "budget is 119; 60 samples need at least 120 forward passes for gradients, two along each direction; "
         "raise it, or take fewer samples",
+    ),
+    "small for pgd": (
+        {"attack": "pgd", "budget": 1199, "gradient": "finite-difference"},
+        OptionError,
+        "budget is 1199; 60 samples with 10 gradients each need at least 1200 forward passes for gradients, two along each "
+        "direction; raise it, or take fewer samples or steps",
     ),
     "leaves": (
         {"clip": (0.5, 1)},
@@ -624,6 +339,7 @@ def test_command(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert plain.stderr == ""
     assert set(json.loads((tmp_path / "r.json").read_text())["metrics"]) == {"accuracy", "loss"}
     options = ["--epsilon", 0.1, "--epsilon", 0.2, "--clip", -1, 2, "--top-k", 2, "--samples", 50, "--budget", 500, "--seed", 3]
+    options += ["--gradient", "finite-difference"]
     full = cli(proto, "--data", arrays, *options, "--report", tmp_path / "r.json")
     assert full.exit_code == 0, full.output
     assert full.stderr.splitlines()[0].startswith("onnxprune: at most 838 forward passes for 50 samples")
@@ -631,7 +347,8 @@ def test_command(files: tuple[Path, Path], tmp_path: Path) -> None:
         "onnxprune: warning: gradients are estimated by finite differences along 5 blocks"
     )
     report = json.loads((tmp_path / "r.json").read_text())
-    expected = Evaluator((0.1, 0.2), clip=(-1, 2), top_k=2, batch_size=50, budget=500, seed=3).evaluate(proto, arrays)
+    settings = {"clip": (-1, 2), "top_k": 2, "batch_size": 50, "budget": 500, "seed": 3, "gradient": "finite-difference"}
+    expected = Evaluator((0.1, 0.2), **settings).evaluate(proto, arrays)
     assert report == expected.to_dict()
     assert list(cli(proto, "--data", arrays, "--attack", "fgsm").stdout.split("\n\n")[1].split())[-5] == "0.1"
 
@@ -640,10 +357,10 @@ def test_command(files: tuple[Path, Path], tmp_path: Path) -> None:
     ("arguments", "status", "text"),
     [
         (["MODEL"], 2, "Missing option '--data'"),
-        (["MODEL", "--data", "DATA", "--attack", "pgd"], 2, "attack 'pgd' does not exist; choose fgsm"),
+        (["MODEL", "--data", "DATA", "--attack", "cw"], 2, "attack 'cw' does not exist; choose one of fgsm, pgd"),
         (["MODEL", "--data", "DATA", "--clip", "1"], 2, "Option '--clip' requires 2 arguments"),
         (["MODEL", "--data", "DATA", "--epsilon", "much"], 2, "Invalid value for '--epsilon'"),
-        (["MODEL", "--data", "DATA", "--epsilon", "-1"], 1, "epsilon is -1; it is the largest change of an input value"),
+        (["MODEL", "--data", "DATA", "--epsilon", "-1"], 1, "epsilon is -1; it is how far the attack may go"),
         (["MODEL", "--data", "DATA", "--epsilon", "1", "--clip", "0", "0.5"], 1, "outside of the clip range [0, 0.5]"),
         (["MODEL", "--data", "nowhere.npz"], 1, "do not exist"),
         (["nowhere.onnx", "--data", "DATA"], 1, "does not exist"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli.shared import Data, Freeze, Json, Mixing, Model, app, working
+from onnxprune.cli.shared import Clusters, Data, Freeze, Json, Mixing, Model, app, clusters_of, working
 from onnxprune.compensate import MODES
 from onnxprune.files import check_output
 from onnxprune.importance import CRITERIA
@@ -28,6 +28,10 @@ def prune(
     scope: Annotated[
         str, typer.Option(metavar="SCOPE", help="uniform: from every group; global: all ranked together.")
     ] = "uniform",
+    ratios: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Ratios of their own for some groups, by pattern.", show_default=False),
+    ] = None,
     data: Data = None,
     freeze: Freeze = None,
     mixing: Mixing = False,
@@ -40,6 +44,7 @@ def prune(
         bool,
         typer.Option("--free", help="First remove what changes nothing: zero, unread, constant and doubled channels."),
     ] = False,
+    zero: Annotated[bool, typer.Option("--zero", help="Write zeros instead of cutting; the model keeps its shapes.")] = False,
     compensate: Annotated[
         str,
         typer.Option(metavar="MODE", help=f"What stays takes over from what leaves: {', '.join(MODES)}."),
@@ -51,6 +56,7 @@ def prune(
     compat: Annotated[
         str, typer.Option(metavar="NAME", help="paoding-1.0: choose pairs as that release does.", show_default=False)
     ] = "",
+    clusters: Clusters = None,
     step: Annotated[
         float | None, typer.Option(metavar="S", help="Fraction that leaves at a time, until --ratio.", show_default=False)
     ] = None,
@@ -98,14 +104,17 @@ def prune(
             seed=seed,
             min_channels=min_channels,
             round_to=round_to,
+            ratios=ratios,
             freeze=tuple(freeze or ()),
             mixing=mixing,
             plan=plan,
             scratch=None if output is None or dry_run else output.absolute().parent,
             free=free,
+            zero=zero,
             compensate=compensate,
             interval=interval,
             compat=compat,
+            clusters=clusters_of(clusters),
             step=step,
             epsilons=tuple(epsilon or ()),
             min_accuracy=min_accuracy,

@@ -35,6 +35,19 @@ Mixing = Annotated[
 Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.", show_default=False)]
 
 
+Clusters = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K|FILE.json", help="Clusters of the k-means criteria, or numbers of them by pattern.", show_default=False
+    ),
+]
+
+
+def clusters_of(given: str | None) -> int | Path | None:
+    """A number of clusters, or the path of a file of them."""
+    return given if given is None else int(given) if given.isdecimal() else Path(given)
+
+
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
     """Show the stage that is being worked on, on standard error, if that is a terminal; turn errors into one line."""

@@ -5,6 +5,7 @@ from onnxprune.evaluate.accuracy import (
     Scores,
     accuracy,
     agreement,
+    check_finite,
     check_range,
     classes,
     cross_entropy,
@@ -14,28 +15,40 @@ from onnxprune.evaluate.accuracy import (
     relative_error,
     top_k_accuracy,
 )
+from onnxprune.evaluate.attack import NORMS, Attack, Gradient, adversarial
+from onnxprune.evaluate.budget import Budget, plan
 from onnxprune.evaluate.classifier import freed, without_maps
-from onnxprune.evaluate.gradient import Budget, plan
+from onnxprune.evaluate.gradient import Sparse, differentiated, find_gradient
 from onnxprune.evaluate.latency import Latency, interleaved
-from onnxprune.evaluate.robustness import Robustness, attacked, fgsm, limits
+from onnxprune.evaluate.robustness import Judge, Robustness, attacked, limits, robustness
+from onnxprune.evaluate.surrogate import check_surrogate, surrogate_scores
 from onnxprune.evaluate.verify import Verification, check_runs, verify
 
 __all__ = [
+    "Attack",
     "Budget",
+    "Gradient",
+    "Judge",
     "Labels",
     "Latency",
+    "NORMS",
     "Robustness",
     "Scores",
+    "Sparse",
     "Verification",
     "accuracy",
+    "adversarial",
     "agreement",
     "attacked",
+    "check_finite",
     "check_range",
     "check_runs",
+    "check_surrogate",
     "classes",
     "cross_entropy",
-    "fgsm",
+    "differentiated",
     "find_scores",
+    "find_gradient",
     "freed",
     "interleaved",
     "limits",
@@ -43,6 +56,8 @@ __all__ = [
     "plan",
     "predict",
     "relative_error",
+    "robustness",
+    "surrogate_scores",
     "top_k_accuracy",
     "verify",
     "without_maps",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.data import Dataset
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, ModelError
 from onnxprune.lazy import AnyModel
 from onnxprune.runtime import Session
 from onnxprune.structure import Port
@@ -71,6 +71,10 @@ class Scores:
     def classes(self) -> Labels:
         """The likeliest class of each sample."""
         return np.asarray(self.values.argmax(axis=1), np.int64)
+
+    def take(self, rows: Labels) -> Scores:
+        """Those of some samples."""
+        return Scores(self.values[rows], self.probabilities)
 
     def best(self, k: int) -> Labels:
         """The ``k`` likeliest classes ``(samples, k)``, the likeliest first; of equals the one with the smaller number."""
@@ -163,6 +167,17 @@ def check_range(labels: Labels, found: Scores | None) -> None:
             f"label {largest} of sample {int(labels.argmax())} is out of range: the model has {count} classes, "
             f"0 to {count - 1}; number the labels as the model does"
         )
+
+
+def check_finite(found: Scores, whose: str) -> None:
+    """Make sure that scores can be compared; minus infinity rules a class out.
+
+    Raises:
+        ModelError: they are NaN or infinite.
+    """
+    bad = int((np.isnan(found.values) | np.isposinf(found.values)).any(axis=1).sum())
+    if bad:
+        raise ModelError(f"the {whose}'s scores are NaN or infinite for {bad} of {len(found.values)} samples")
 
 
 def top_k_accuracy(found: Scores, labels: Labels, k: int) -> float:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxprune.data import Dataset, fixed_batch
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import ModelError
 from onnxprune.evaluate.accuracy import Floats, Scores, scores
 from onnxprune.gradient import before
+from onnxprune.graph import Graph, load
 from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.runtime import Session, tapped
 from onnxprune.structure import Port
@@ -32,9 +33,11 @@ _TOLERANCE = 1e-2
 class Classifier:
     """Runs a model on stacks of samples and returns the scores of the classes.
 
-    ``batch``: samples that each run takes, None where that is any number. ``tensor``: what is read.
+    ``model``: with nothing but these as its output, ``tensor``. ``batch``: samples that each run takes, None where that is
+    any number.
     """
 
+    model: AnyModel
     session: Session
     tensor: str
     probabilities: bool
@@ -80,15 +83,20 @@ class Classifier:
         return self.scores(self.run({name: values[padded] for name, values in inputs.items()})[: len(rows)])
 
 
-def without_maps(model: LazyModel) -> LazyModel:
+def without_maps(graph: Graph) -> Graph:
     """The model with arrays where it gives maps from class to probability, as scikit-learn's converter makes them."""
-    arrays = {node.output[0]: node.input[0] for node in model.proto.graph.node if node.op_type == "ZipMap"}
-    names = [arrays.get(output.name, output.name) for output in model.proto.graph.output]
-    return tapped(model, names, only=True) if arrays else model
+    arrays = {node.outputs[0]: node.inputs[0] for node in graph.nodes if node.op == "ZipMap"}
+    if not arrays:
+        return graph
+    model = tapped(graph.assemble(), [arrays.get(port.name, port.name) for port in graph.outputs], only=True)
+    kinds = {port.name: port.elem_type for port in graph.outputs}
+    for output in model.proto.graph.output:
+        output.type.tensor_type.elem_type = kinds.get(output.name, TensorProto.FLOAT)
+    return load(model.complete())
 
 
-def classifier(model: AnyModel, data: Dataset, ports: Sequence[Port], clean: Scores) -> Classifier:
-    """The form of a model whose scores are best differentiated, among those that give what the model itself gives.
+def classifiers(model: AnyModel, data: Dataset, ports: Sequence[Port], clean: Scores) -> Iterator[Classifier]:
+    """Forms of a model that give the scores that the model itself gives, those that are best differentiated first.
 
     A final Softmax, LogSoftmax or Sigmoid is left out, for probabilities in float32 have few digits left where a network is
     sure. A model that is declared for a fixed number of samples gets any number, which is faster. Both are tried on some of
@@ -96,9 +104,6 @@ def classifier(model: AnyModel, data: Dataset, ports: Sequence[Port], clean: Sco
 
     Args:
         clean: what the model says about ``data``.
-
-    Raises:
-        DataError: the classes do not come from scores that are an output.
     """
     fixed = fixed_batch(ports)
     rows = np.arange((fixed or 2) + 1) % data.samples
@@ -110,8 +115,7 @@ def classifier(model: AnyModel, data: Dataset, ports: Sequence[Port], clean: Sco
             continue
         shown, wanted = (same(values)[:, 1:] for same, values in zip(_LAST[last], (found, expected), strict=True))
         if shown.shape == wanted.shape and np.allclose(shown, wanted, rtol=0, atol=_TOLERANCE * np.abs(wanted).max()):
-            return candidate
-    raise DataError("no output of the model holds the scores of its classes, so that there is no gradient to attack with")
+            yield candidate
 
 
 def _candidates(
@@ -127,11 +131,14 @@ def _candidates(
         for output in lazy.proto.graph.output:
             tensor_before, last = before(lazy.proto.graph, output.name)
             for tensor, op in {tensor_before: last, output.name: ""}.items():
+                ready = tapped(lazy, [tensor], only=True).ready()
                 try:
-                    session = Session(tapped(lazy, [tensor], only=True).ready())
+                    session = Session(ready)
                 except ModelError:
                     continue
-                yield Classifier(session, tensor, probabilities and not op, batch), op
+                declared = ready.proto.graph.output[0] if isinstance(ready, LazyModel) else ready.graph.output[0]
+                declared.type.tensor_type.elem_type = session.elem_types[0]
+                yield Classifier(ready, session, tensor, probabilities and not op, batch), op
 
 
 def _softmax(values: Floats) -> Floats:

@@ -1,292 +1,189 @@
-"""Input gradients of any model by finite differences, with a budget of forward passes that is known beforehand.
+"""Input gradients for attacks: exact ones from a model's backward graph, or finite differences where it has none.
 
-Central differences of the label's log-odds, ``(m(x + h u) - m(x - h u)) / 2h``. The directions u are the input's coordinates;
-where these are too many for the budget, blocks of neighbouring coordinates, each moved as one. (Antithetic random directions
-need as many passes. With a quarter to 1/64 of them, attacks were much weaker than with blocks on MNIST and on a robustly
-trained CIFAR-10 network, and as strong, or a little stronger, on two ordinary CIFAR-10 networks.)
-
-Where the network has a kink right at a sample (equal values under a max-pool, as in an image's plain background), a central
-difference is the mean of both sides, while automatic differentiation takes one of them: there the signs differ, and the
-attack is as strong as that of exact gradients averaged over the ways to break the ties, or a little stronger than one.
+The loss is minus the label's log-odds. Its gradient is the cross-entropy's but for a positive factor, and has digits left
+where the network is sure.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from onnxprune.errors import ModelError, OptionError
-from onnxprune.evaluate.accuracy import Labels
-from onnxprune.evaluate.classifier import Classifier
-from onnxprune.weights import Array
+from onnxprune.data import Dataset
+from onnxprune.errors import DataError, GradientError, ModelError, OnnxpruneError, OptionError
+from onnxprune.evaluate.accuracy import Labels, Scores
+from onnxprune.evaluate.attack import Gradient, Inputs, Move, Range
+from onnxprune.evaluate.classifier import Classifier, classifiers
+from onnxprune.evaluate.differences import Blocks, Differences
+from onnxprune.gradient import GradientGraph, differentiate
+from onnxprune.graph import Graph, load
+from onnxprune.lazy import LazyModel
+from onnxprune.masks import masks
+from onnxprune.runtime import Session
+from onnxprune.shapes import Shapes, infer
+from onnxprune.weights import FLOATS, Array
 
-WORK = 10**13
-"""Multiply-accumulates that gradients may take by default: some minutes on two cores."""
+_TOGETHER = 1 << 28
+"""Bytes of intermediate results that a run may keep for its backward pass."""
 
-_PASS = 100_000
-"""What a forward pass costs beside its multiply-accumulates, in the same unit."""
-
-_TRIED = (8, 32)
-"""Samples and directions on which the step is chosen."""
-
-_STEPS = 1e-5, 1e-3, 3e-2
-"""The smallest step, the one that is tried, and the largest, as shares of the input's range."""
-
-_DIGITS = 32
-"""Roundings of the scores that a large difference should amount to: a longer step only meets more kinks."""
-
-_WINDOW = 1024, 1 << 21
-"""Rows whose margins are computed at once, and how many coordinates may be moved in them."""
-
-_THREADS = min(8, os.cpu_count() or 1)
-"""Stacks of samples that go through the model at the same time."""
-
-Progress = Callable[[str], None]
-Derivatives = npt.NDArray[np.float32]
-_Members = npt.NDArray[np.intp]
+_MOST = 64
+"""Samples that go through the model at the same time at most."""
 
 
-@dataclass(frozen=True, eq=False)
-class Blocks:
-    """An input's coordinates in blocks of neighbours; ``grid`` says into how many parts each axis of ``shape`` is cut.
+@dataclass(frozen=True)
+class Sparse:
+    """Which weights the backward pass alone reads as zeros.
 
-    ``members``: flat coordinates ``(blocks, largest block)``, where a smaller block repeats its last one. ``of``: the block
-    of each coordinate.
-    """
-
-    shape: tuple[int, ...]
-    grid: tuple[int, ...]
-    members: npt.NDArray[np.intp]
-    of: npt.NDArray[np.intp]
-
-    @property
-    def whole(self) -> bool:
-        """Whether each coordinate is a block of its own."""
-        return self.grid == self.shape
-
-
-def partition(shape: Sequence[int], count: int) -> Blocks:
-    """Cut an input into at most ``count`` blocks (but one), as finely along each axis as its size allows."""
-    grid = list(shape)
-    while math.prod(grid) > max(count, 1):
-        grid[max(range(len(grid)), key=lambda axis: (grid[axis], shape[axis]))] -= 1
-    of = np.zeros(tuple(shape), np.intp)
-    for axis, (size, parts) in enumerate(zip(shape, grid, strict=True)):
-        place = np.arange(size) * parts // size
-        of = of * parts + place.reshape(-1, *(1,) * (len(shape) - axis - 1))
-    of = of.ravel()
-    sizes = np.bincount(of)
-    order, starts = np.argsort(of, kind="stable"), np.cumsum(sizes) - sizes
-    members = order[starts[:, None] + np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)]
-    return Blocks(tuple(shape), tuple(grid), members, of)
-
-
-@dataclass(frozen=True, eq=False)
-class Budget:
-    """The directions along which each sample is differentiated, and how many forward passes (samples) that takes at most.
-
-    ``blocks``: by input that is attacked, none without an attack. ``epsilons``: how many are tried, each by an attack and by
-    noise. ``others``: passes for predictions without either.
-    """
-
-    samples: int
-    blocks: Mapping[str, Blocks]
-    epsilons: int
-    others: int
-
-    @property
-    def coordinates(self) -> int:
-        """Values of one sample that can be moved."""
-        return sum(len(b.of) for b in self.blocks.values())
-
-    @property
-    def directions(self) -> int:
-        """Directions per sample."""
-        return sum(len(b.members) for b in self.blocks.values())
-
-    @property
-    def gradient(self) -> int:
-        """Passes for gradients: two along each direction of each sample, and those with which the step is chosen."""
-        if not self.blocks:
-            return 0
-        trial = min(_TRIED[0], self.samples) * (1 + 2 * min(_TRIED[1] + len(self.blocks), self.directions))
-        return 2 * self.samples * self.directions + trial
-
-    @property
-    def passes(self) -> int:
-        """All passes."""
-        return self.gradient + 2 * self.epsilons * self.samples + self.others
-
-    @property
-    def along(self) -> str:
-        """Along what is differentiated."""
-        if all(b.whole for b in self.blocks.values()):
-            return f"each of {self.coordinates:,} coordinates"
-        grids = ", ".join(f"{'x'.join(map(str, b.grid))} of {'x'.join(map(str, b.shape))}" for b in self.blocks.values())
-        return f"{self.directions:,} blocks of neighbours ({grids}) instead of {self.coordinates:,} coordinates"
-
-    @property
-    def warning(self) -> str:
-        """What the estimate means; empty without an attack."""
-        if not self.blocks:
-            return ""
-        each = 2 * self.coordinates
-        enough = 2 * self.samples * self.directions // each
-        fewer = f", or {enough:,} samples" if enough else ""
-        complete = f"; all coordinates need a budget of {self.samples * each:,}{fewer}"
-        whole = self.directions == self.coordinates
-        return (
-            f"gradients are estimated by finite differences along {self.along}: "
-            f"estimates {'can ' if whole else ''}understate how vulnerable the model is{'' if whole else complete}"
-        )
-
-    def __str__(self) -> str:
-        parts = [f"at most {self.passes:,} forward passes for {self.samples:,} samples"]
-        if self.blocks:
-            parts.append(f"{self.gradient:,} of them for gradients by central differences along {self.along}")
-        return ", ".join(parts)
-
-
-def plan(inputs: Mapping[str, Array], *, passes: int | None, macs: int, epsilons: int, others: int) -> Budget:
-    """Choose the directions.
-
-    Args:
-        inputs: the arrays to be attacked ``(samples, ...)`` by name.
-        passes: forward passes that the gradients of all samples may take; by default what some minutes are enough for.
-        macs: multiply-accumulates of one pass.
+    Of all elements of the kernels of Conv the ``share`` that is smallest, each with probability ``bernoulli``, which is drawn
+    anew for each step of an attack. Source: Wang, Wu, Chen 2022, "Enhancing targeted attack transferability via diversified
+    weight pruning", arXiv:2208.08677, section 3.2; their code's "gradient pruning".
 
     Raises:
-        OptionError: the budget is too small for one direction per sample and input.
+        OptionError: a value that makes no sense.
     """
-    samples = len(next(iter(inputs.values())))
-    wanted = WORK // (macs + _PASS) if passes is None else passes
-    directions = max(wanted // (2 * samples), 0 if passes is not None else len(inputs))
-    if directions < len(inputs):
-        raise OptionError(
-            f"budget is {passes}; {samples} samples need at least {2 * samples * len(inputs)} forward passes for gradients, "
-            "two along each direction; raise it, or take fewer samples"
-        )
-    sizes = {name: values[0].size for name, values in inputs.items()}
-    total = sum(sizes.values())
-    counts = {name: max(1, size if total <= directions else size * directions // total) for name, size in sizes.items()}
-    while sum(counts.values()) > max(directions, len(counts)):
-        counts[max(counts, key=counts.__getitem__)] -= 1
-    return Budget(samples, {n: partition(inputs[n].shape[1:], count) for n, count in counts.items()}, epsilons, others)
+
+    share: float = 0.0
+    bernoulli: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise OptionError(f"gradient_sparsity is {self.share:g}; it is a share of the weights, from 0 to 1")
+        if not 0 <= self.bernoulli <= 1:
+            raise OptionError(f"bernoulli is {self.bernoulli:g}; it is a probability, from 0 to 1")
+
+    def weights(self, graph: Graph) -> dict[str, Array]:
+        """The kernels of a model's convolutions by name; none where nothing is pruned.
+
+        Raises:
+            GradientError: it has none that are stored as floats.
+        """
+        if not self.share:
+            return {}
+        read = [node.inputs[1] for node in graph.nodes if node.standard and node.op == "Conv"]
+        names = dict.fromkeys(graph.uses[name].tensor if name in graph.uses else name for name in read)
+        found = {n: graph.weights.read(n) for n in names if n in graph.weights and graph.weights.elem_type(n) in FLOATS}
+        if not found:
+            raise GradientError(
+                "gradient sparsity prunes the kernels of Conv, and the model has none stored as floats; leave it out"
+            )
+        return found
 
 
-def differences(
-    model: Classifier,
-    inputs: Mapping[str, Array],
+DENSE = Sparse()
+"""No weights."""
+
+
+def find_gradient(
+    graph: Graph,
+    data: Dataset,
+    clean: Scores,
     labels: Labels,
-    blocks: Mapping[str, Blocks],
-    ranges: Mapping[str, float],
+    limits: Mapping[str, Range],
     *,
-    progress: Progress | None = None,
-) -> dict[str, Derivatives]:
-    """Derivatives of the label's log-odds along each block of the attacked inputs.
+    blocks: Mapping[str, Blocks] | None = None,
+    sparse: Sparse = DENSE,
+    progress: Callable[[str], None] | None = None,
+) -> Gradient:
+    """The gradient of a classifier.
 
     Args:
-        inputs: all inputs of the model, ``(samples, ...)`` by name.
-        ranges: how far the values of each attacked input spread; steps are shares of it.
-        progress: called with a few words after each stack of passes.
-
-    Returns:
-        By input, ``(samples, blocks)``: the sum of the partial derivatives in the block.
+        data: samples, with which the form is found in which the model is best differentiated. ``clean``: what the model says
+            about them; ``labels``: the classes they are to leave.
+        limits: the range of each input that is attacked.
+        blocks: how each of them is cut for finite differences; exact gradients if None.
 
     Raises:
-        ModelError: the model does not run, or gives NaN.
+        DataError: the classes do not come from scores that are an output.
+        GradientError: there are no exact gradients.
+        ModelError: the model does not run.
     """
-    members = {name: b.members for name, b in blocks.items()}
-    steps = _steps(model, inputs, labels, members, ranges)
-    return _along(model, inputs, labels, members, steps, progress or (lambda done: None))
+    failed: OnnxpruneError = DataError(
+        "no output of the model holds the scores of its classes, so that there is no gradient to attack with"
+    )
+    for form in classifiers(graph.assemble().ready(), data, graph.inputs, clean):
+        if blocks:
+            ranges = {name: high - low or 1.0 for name, (low, high) in limits.items()}
+            return Differences(form, data.inputs, labels, blocks, ranges, progress=progress)
+        try:
+            return Exact(form, limits, sparse)
+        except GradientError as error:
+            failed = error
+    raise failed
 
 
-def _steps(
-    model: Classifier, inputs: Mapping[str, Array], labels: Labels, members: Mapping[str, _Members], ranges: Mapping[str, float]
-) -> dict[str, float]:
-    """How far to go along each input: as far as rounding of the scores demands, but no further, because of kinks.
+def differentiated(
+    graph: Graph, shapes: Shapes, inputs: Collection[str], sparse: Sparse = DENSE, *, probabilities: bool = False
+) -> GradientGraph:
+    """A model's backward graph for attacks.
 
-    Tried on some samples and directions. The difference grows with the step, the rounding does not; three quarters of the
-    differences may be smaller than the one that is held against it.
+    Args:
+        inputs: which inputs are attacked. ``probabilities``: see :func:`onnxprune.gradient.differentiate`.
+
+    Raises:
+        GradientError: a node on the way has no rule, or there are no weights to prune.
     """
-    least, tried, most = _STEPS
-    rows = np.unique(np.linspace(0, len(labels) - 1, _TRIED[0]).astype(np.int64))
-    part = {name: values[rows] for name, values in inputs.items()}
-    every = -(-sum(map(len, members.values())) // _TRIED[1])
-    some = {name: blocks[::every] for name, blocks in members.items()}
-    trial = {name: tried * spread for name, spread in ranges.items()}
-    slopes = _along(model, part, labels[rows], some, trial, lambda done: None)
-    clean = model.of(inputs, rows)
-    size = np.maximum(np.abs(clean.values).max(axis=1).astype(np.float64), np.abs(clean.log_odds(labels[rows])))
-    rounding = max(np.finfo(clean.values.dtype).eps, np.finfo(np.float32).eps) * size
-    told = [np.abs(slopes[name]) * (2 * trial[name]) / rounding[:, None] for name in slopes]
-    large = float(np.quantile(np.concatenate(told, axis=1), 0.75))
-    share = min(max(tried * _DIGITS / large, least), most) if large > 0 else most
-    return {name: max(share * spread, 4 * _unit(inputs[name])) for name, spread in ranges.items()}
+    masked = list(sparse.weights(graph))
+    return differentiate(graph, shapes, "margin", list(inputs), masked=masked, probabilities=probabilities)
 
 
-def _unit(values: Array) -> float:
-    """The distance between numbers of the size of an input's values."""
-    return float(np.finfo(values.dtype).eps * max(np.abs(values).max(), np.finfo(values.dtype).tiny))
+class Exact:
+    """The gradient of minus the label's log-odds from a classifier's backward graph.
 
+    Args:
+        form: the classifier.
+        inputs: which inputs are attacked.
 
-def _along(
-    model: Classifier,
-    inputs: Mapping[str, Array],
-    labels: Labels,
-    members: Mapping[str, _Members],
-    steps: Mapping[str, float],
-    tell: Progress,
-) -> dict[str, Derivatives]:
-    """Central differences over stacks of samples, which are changed in place; as many at the same time as there are cores."""
-    directions = sum(map(len, members.values()))
-    total = 2 * len(labels) * directions
-    size, unit = model.rows(inputs), model.batch or 1
-    widest: int = max(blocks.shape[1] for blocks in members.values())
-    window = size * max(1, min(_WINDOW[0], _WINDOW[1] // widest) // size)
-    source = {name: values.reshape(len(values), -1) for name, values in inputs.items()}
-    first = dict(zip(members, np.cumsum([0, *map(len, members.values())]).tolist(), strict=False))
-    found = np.empty(total // 2, np.float32)
-    free = [{name: np.empty((size, *v.shape[1:]), v.dtype) for name, v in inputs.items()} for _ in range(_THREADS)]
+    Raises:
+        GradientError: a node on the way has no rule, or there are no weights to prune.
+        ModelError: onnxruntime can't load it.
+    """
 
-    def work(start: int) -> int:
-        real = min(window, total - start)
-        place = np.minimum(np.arange(start, start - (-real // unit) * unit), total - 1)
-        sample, direction = place // (2 * directions), place % (2 * directions) // 2
-        sign = 1.0 - 2.0 * (place % 2)
-        stack, parts, moves = free.pop(), [], {}
-        for name, blocks in members.items():
-            block = direction - first[name]
-            here = (block >= 0) & (block < len(blocks))
-            row = np.arange(len(place)) % size * source[name].shape[1]
-            move = np.where(here, steps[name] * sign, 0).astype(source[name].dtype)
-            moves[name] = row[:, None] + blocks[np.where(here, block, 0)], move[:, None]
-        for begin in range(0, len(place), size):
-            rows = slice(begin, begin + size)
-            used = {name: values[: len(place) - begin] for name, values in stack.items()}
-            for name, values in source.items():
-                np.take(values, sample[rows], axis=0, out=used[name].reshape(-1, values.shape[1]), mode="clip")
-            for name, (where, move) in moves.items():
-                stack[name].reshape(-1)[where[rows]] += move[rows]
-            parts.append(model.run(used))
-        free.append(stack)
-        margins = model.scores(np.concatenate(parts)).log_odds(labels[sample])[:real]
-        found[start // 2 : (start + real) // 2] = margins[::2] - margins[1::2]
-        return start + real
+    def __init__(self, form: Classifier, inputs: Collection[str], sparse: Sparse) -> None:
+        graph = load(form.model.complete() if isinstance(form.model, LazyModel) else form.model)
+        shapes = infer(graph)
+        self._graph = differentiated(graph, shapes, inputs, sparse, probabilities=form.probabilities)
+        self._session = Session(self._graph.model, threads=2)
+        self._batch, self._sparse, self._weights = form.batch, sparse, sparse.weights(graph)
+        each = sum(math.prod(shape) for name, shape in shapes.shapes.items() if name not in graph.weights)
+        self._most = form.batch or min(_MOST, max(1, _TOGETHER // (8 * max(each, 1))))
+        self._pruned = lru_cache(maxsize=1)(self._draw)
 
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        for done in pool.map(work, range(0, total, window)):
-            tell(f"gradient: {done:,} of {total:,} forward passes")
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if np.isnan(found).any():
-        raise ModelError("the model gives NaN near some samples, so that it has no gradient there; evaluate without an attack")
-    parts = np.split(found.reshape(len(labels), -1), np.cumsum([len(b) for b in members.values()])[:-1], axis=1)
-    return {name: part / np.float32(2 * steps[name]) for name, part in zip(members, parts, strict=True)}
+    def __call__(self, inputs: Inputs, labels: Labels, step: int) -> Move:
+        """By attacked input, ``(samples, values)``.
+
+        Raises:
+            ModelError: the model does not run, or its gradient is not finite.
+        """
+        pruned, parts = self._pruned(step if self._sparse.bernoulli < 1 else 0), []
+        for begin in range(0, len(labels), self._most):
+            rows = np.arange(begin, min(begin + self._most, len(labels)))
+            padded = np.append(rows, rows[:1].repeat(-len(rows) % (self._batch or 1)))
+            feeds = self._graph.feeds({name: values[padded] for name, values in inputs.items()}, labels[padded])
+            found = self._session.run(feeds | pruned, list(self._graph.outputs.values()))
+            parts.append([slope[: len(rows)].reshape(len(rows), -1) for slope in found])
+        slopes = {
+            str(name): np.concatenate(part) for name, part in zip(self._graph.outputs, zip(*parts, strict=True), strict=True)
+        }
+        for name, values in slopes.items():
+            wrong = int((~np.isfinite(values)).any(axis=1).sum())
+            if wrong:
+                raise ModelError(
+                    f"the gradient by input {name!r} is NaN or infinite for {wrong} of {len(values)} samples; "
+                    "take finite differences, or look for a division or a logarithm of zero"
+                )
+        return slopes
+
+    def _draw(self, step: int) -> dict[str, Array]:
+        """The weights that the backward pass reads at a step of an attack, by the inputs that take them."""
+        if not self._weights:
+            return {}
+        rng = np.random.default_rng((self._sparse.seed, step))
+        kept = masks(self._weights, self._sparse.share, bernoulli=self._sparse.bernoulli, rng=rng)
+        return {
+            self._graph.masked[name]: np.where(kept[name], values, values.dtype.type(0)) for name, values in self._weights.items()
+        }

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, ModelError
-from onnxprune.evaluate.accuracy import Labels, Scores, classes, predict
-from onnxprune.evaluate.classifier import classifier
-from onnxprune.evaluate.gradient import Blocks, Progress, differences
-from onnxprune.lazy import AnyModel
+from onnxprune.evaluate.accuracy import Labels, classes, predict
+from onnxprune.evaluate.attack import Attack, Gradient, Inputs, Move, Range, adversarial, shifted
 from onnxprune.runtime import Session
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-Range = tuple[float, float]
-"""Smallest and largest value that an attacked input may have."""
+_TOGETHER = 1 << 26
+"""Bytes of samples that are attacked at the same time."""
 
 
 def attacked(data: Dataset) -> dict[str, Array]:
@@ -57,66 +55,103 @@ def limits(inputs: Mapping[str, Array], clip: Range | None) -> dict[str, Range]:
 
 @dataclass(frozen=True)
 class Robustness:
-    """How many samples are still classified right, by epsilon."""
+    """How many samples are still classified right, by epsilon; and how many gradients and predictions that took."""
 
     attack: Mapping[float, int]
     noise: Mapping[float, int]
+    gradients: int = 0
+    judged: int = 0
 
 
-def fgsm(
-    model: AnyModel,
-    data: Dataset,
-    ports: Sequence[Port],
-    clean: Scores,
-    accepted: Labels,
-    *,
-    epsilons: Sequence[float],
-    blocks: Mapping[str, Blocks],
-    limits: Mapping[str, Range],
-    zero: int = 0,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Robustness:
-    """The fast gradient sign method, and uniformly random signs as its control.
-
-    x' = clip(x - epsilon sign(dm/dx)), m the log-odds of the label: the cross-entropy's gradient has everywhere the opposite
-    sign of m's. Differences are taken of whatever form of the model is best for that, but it is the model as it is that
-    judges x'. Source: Goodfellow, Shlens, Szegedy 2015, "Explaining and harnessing adversarial examples", section 4.
+class Judge:
+    """Tells which samples a model classifies right, and counts them.
 
     Args:
-        data: the samples that are classified right; the others need no attack. ``clean``: their scores.
+        session, ports: of the model. ``probabilities``: whether its scores are such, None where it gives classes alone.
+    """
+
+    def __init__(self, session: Session, ports: Sequence[Port], probabilities: bool | None) -> None:
+        self._session, self._ports, self._probabilities = session, ports, probabilities
+        self.count = 0
+
+    def right(self, inputs: Inputs, accepted: Labels) -> npt.NDArray[np.bool_]:
+        """Which samples get one of their classes ``accepted`` ``(samples, k)``.
+
+        Raises:
+            ModelError: the model does not run, or gives something else than before.
+        """
+        self.count += len(accepted)
+        predicted = classes(predict(self._session, Dataset(inputs, None), self._ports), self._probabilities)
+        if predicted is None:
+            raise ModelError("the model's outputs change their form when the inputs are moved; evaluate without an attack")
+        return np.asarray((accepted == predicted[:, None]).any(axis=1))
+
+
+def robustness(
+    judge: Judge,
+    gradient: Gradient,
+    data: Dataset,
+    accepted: Labels,
+    attack: Attack,
+    *,
+    epsilons: Sequence[float],
+    limits: Mapping[str, Range],
+    stops: bool = True,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Robustness:
+    """Attack samples, and move them in random directions as a control.
+
+    Args:
+        judge: the model that is attacked; ``gradient`` may be another one's.
+        data: the samples that are classified right; the others need no attack.
         accepted: which classes count as right ``(samples, k)``; the first is the one that is attacked.
-        blocks: how each attacked input is differentiated.
         limits: the range in which each attacked input stays.
-        zero: what the sign of the loss's derivative counts as where that is zero.
+        stops: whether a sample is done once the judge errs about it; otherwise it is asked about the last step only.
 
     Raises:
-        DataError: the classes do not come from scores.
-        ModelError: the model does not run.
+        ModelError: a model does not run, or has no gradient.
     """
-    form = classifier(model, data, ports, clean)
-    spread = {name: high - low or 1.0 for name, (low, high) in limits.items()}
-    slopes = differences(form, data.inputs, accepted[:, 0], blocks, spread, progress=progress)
-    loss = {name: -np.sign(found).astype(np.int8) for name, found in slopes.items()}
-    signs = {name: np.where(found == 0, np.int8(zero), found)[:, blocks[name].of] for name, found in loss.items()}
-    session, right = Session(model, threads=2), {}
-    rng = np.random.default_rng(seed)
-    noise = {name: (2 * rng.integers(0, 2, s.shape, np.int8) - 1).astype(np.int8) for name, s in signs.items()}
-    for kind, moves in (("attack", signs), ("noise", noise)):
+    rng, gradients = np.random.default_rng(seed), 0
+    tell = progress or (lambda stage: None)
+    right = {kind: dict.fromkeys(epsilons, 0) for kind in ("attack", "noise")}
+    each = sum(values[0].nbytes for values in data.inputs.values())
+    size = max(1, _TOGETHER // max(each, 1))
+
+    def counted(inputs: Inputs, labels: Labels, step: int) -> Move:
+        nonlocal gradients
+        gradients += len(labels)
+        return gradient(inputs, labels, step)
+
+    for begin in range(0, data.samples, size):
+        rows = slice(begin, begin + size)
+        part, wanted = data.take(rows).inputs, accepted[rows]
+        noise = _normal(part, limits, rng)
+        first = None if attack.random_start else counted(part, wanted[:, 0], 0)
+
+        def fooled(moved: Inputs, rows: Labels, wanted: Labels = wanted) -> npt.NDArray[np.bool_]:
+            return ~judge.right(moved, wanted[rows])
+
         for epsilon in epsilons:
-            if progress is not None:
-                progress(f"{kind}: epsilon {epsilon:g}")
-            predicted = classes(predict(session, _moved(data, moves, epsilon, limits), ports), clean.probabilities)
-            if predicted is None:
-                raise ModelError(f"the model's outputs change their form under the {kind}; evaluate without an attack")
-            right[kind, epsilon] = int((accepted == predicted[:, None]).any(axis=1).sum())
-    return Robustness({e: right["attack", e] for e in epsilons}, {e: right["noise", e] for e in epsilons})
+            tell(f"attack: epsilon {epsilon:g}")
+            moved = adversarial(
+                counted,
+                part,
+                wanted[:, 0],
+                limits,
+                attack,
+                epsilon,
+                attack.start(noise, epsilon, rng),
+                first=first,
+                fooled=fooled if stops else None,
+            )
+            right["attack"][epsilon] += int(judge.right(moved, wanted).sum())
+            shift = {name: epsilon * way for name, way in attack.direction(noise).items()}
+            moved = {**part, **shifted(part, shift, limits)}
+            right["noise"][epsilon] += int(judge.right(moved, wanted).sum())
+    return Robustness(right["attack"], right["noise"], gradients, judge.count)
 
 
-def _moved(data: Dataset, signs: Mapping[str, npt.NDArray[np.int8]], epsilon: float, limits: Mapping[str, Range]) -> Dataset:
-    """Samples after a step of size epsilon, clipped."""
-    moved = dict(data.inputs)
-    for name, sign in signs.items():
-        values = data.inputs[name]
-        moved[name] = np.clip(values + sign.reshape(values.shape) * values.dtype.type(epsilon), *limits[name])
-    return replace(data, inputs=moved)
+def _normal(inputs: Inputs, limits: Mapping[str, Range], rng: np.random.Generator) -> Move:
+    """Standard normal values in the attacked inputs' form."""
+    return {name: rng.standard_normal(inputs[name].shape, np.float32).reshape(len(inputs[name]), -1) for name in limits}

@@ -38,7 +38,7 @@ class Original:
 
     def __call__(self, data: Dataset) -> dict[str, Array]:
         """What it says about samples, by output."""
-        parts = [data.part(rows).inputs for rows in portions(data.samples, self._batch, _PART)]
+        parts = [data.take(rows).inputs for rows in portions(data.samples, self._batch, _PART)]
         found = at_once(lambda feeds: self._session.run(feeds, self._names), parts)
         return {name: np.concatenate(column)[: data.samples] for name, *column in zip(self._names, *found, strict=True)}
 
@@ -52,7 +52,7 @@ class Samples:
 
     def take(self, rows: Rows) -> Samples:
         """Some of them."""
-        return Samples(self.data.part(rows), {name: values[rows] for name, values in self.targets.items()})
+        return Samples(self.data.take(rows), {name: values[rows] for name, values in self.targets.items()})
 
 
 class Model:

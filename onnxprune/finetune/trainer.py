@@ -218,7 +218,7 @@ class Trainer:
     def _batch(self, rows: Rows, rng: np.random.Generator) -> Samples:
         if self._known is not None:
             return self._known.take(rows)
-        part = self._data.part(rows)
+        part = self._data.take(rows)
         return self._samples(replace(part, inputs=augmented(part.inputs, self._settings.augment, rng)))
 
     def _samples(self, data: Dataset) -> Samples:
@@ -226,7 +226,7 @@ class Trainer:
 
     def _small(self, data: Dataset) -> bool:
         """Whether what the original says about all samples may be kept."""
-        one = self._samples(data.part(np.zeros(1, np.int64))).targets
+        one = self._samples(data.take(np.zeros(1, np.int64))).targets
         return data.samples * sum(values.nbytes for values in one.values()) <= _CACHE
 
     def _ignorance(self) -> float:

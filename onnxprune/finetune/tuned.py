@@ -169,7 +169,7 @@ def _check(loss: str, temperature: float, alpha: float, epochs: int, batch: int,
 
 def _scores(graph: Graph, data: Dataset, batch: int) -> Scores | None:
     """What a classifier says about some samples; None of another model."""
-    return find_scores(predict(graph.assemble().complete(), data.part(np.arange(min(data.samples, batch))), graph.inputs))
+    return find_scores(predict(graph.assemble().complete(), data.take(np.arange(min(data.samples, batch))), graph.inputs))
 
 
 def _kind(loss: str, labels: bool, original: bool, classifier: bool) -> str:
@@ -208,7 +208,7 @@ def _free(graph: Graph, data: Dataset) -> Graph:
     fixed = fixed_batch(graph.inputs)
     if fixed is None:
         return graph
-    some = data.part(np.arange(fixed + 1) % data.samples)
+    some = data.take(np.arange(fixed + 1) % data.samples)
     model = graph.assemble().complete()
     try:
         free = load(freed(model, {port.name for port in graph.inputs}, fixed))
@@ -234,7 +234,7 @@ def _parts(data: Dataset, validation: float | Data, graph: Graph, seed: int, *, 
     if not count:
         return data, None
     order = np.random.default_rng((seed, 0)).permutation(data.samples)
-    return data.part(np.sort(order[count:])), data.part(np.sort(order[:count]))
+    return data.take(np.sort(order[count:])), data.take(np.sort(order[:count]))
 
 
 def _original(graph: Graph, data: Dataset, names: Sequence[str]) -> Original:

@@ -48,16 +48,18 @@ def prelu(op: Step, g: Name, y: Name, x: Name, slope: Name) -> Gradients:
     return op.Mul(g, factor), op.unbroadcast(op.Mul(g, op.Mul(negative, x)), 1)
 
 
-# piecewise linear: at a kink, the derivative on the flat side --------------------------------------------------------------
+# piecewise linear: at a kink, the derivative on the flat side. Where the result tells the side as well, it is asked, so that
+# onnxruntime can do the operator together with the convolution before it -----------------------------------------------------
 @vjp("Relu")
 def relu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
-    return (op.Mul(g, _positive(op, x)),)
+    return (op.Mul(g, _positive(op, y)),)
 
 
 @vjp("LeakyRelu")
 def leaky_relu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
     alpha = op.call.attribute("alpha", 0.01)
-    return (op.Mul(g, op.Add(op.scale(_positive(op, x), 1 - alpha), op.constant(alpha))),)
+    positive = _positive(op, y if alpha > 0 else x)
+    return (op.Mul(g, op.Add(op.scale(positive, 1 - alpha), op.constant(alpha))),)
 
 
 @vjp("Abs")
@@ -67,14 +69,15 @@ def abs_(op: Step, g: Name, y: Name, x: Name) -> Gradients:
 
 @vjp("Clip")
 def clip(op: Step, g: Name, y: Name, x: Name, low: Name = "", high: Name = "") -> Gradients:
-    """The bounds are attributes before opset 11 and operands since; any of them may be absent."""
+    """The bounds are attributes before opset 11 and operands since; any of them may be absent. At a bound it is flat, as
+    ReLU6 is."""
     if op.call.version < 11:
         given = op.call.attribute("min"), op.call.attribute("max")
         low, high = ("" if bound is None else op.constant(bound) for bound in given)
     if low:
-        g = op.Mul(g, op.where(op.Greater(x, low)))
+        g = op.Mul(g, op.where(op.Greater(y, low)))
     if high:
-        g = op.Mul(g, op.where(op.Less(x, high)))
+        g = op.Mul(g, op.where(op.Less(y, high)))
     return (g,)
 
 

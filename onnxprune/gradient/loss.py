@@ -92,9 +92,11 @@ def margin(op: Step, scores: Scores, aim: Name) -> tuple[Name, Name]:
     """
     if scores.probabilities:
         least = op.constant(_tiny(op))
-        own = op.Max(op.sum(op.Mul(aim, scores.values), [1]), least)
-        others = op.Max(op.sum(op.Mul(op.Sub(op.constant(1), aim), scores.values), [1]), least)
-        slope = op.Sub(op.Div(op.Sub(op.constant(1), aim), others), op.Div(aim, own))
+        rest = op.Sub(op.constant(1), aim)
+        sums = [op.sum(op.Mul(which, scores.values), [1]) for which in (aim, rest)]
+        own, others = (op.Max(total, least) for total in sums)
+        flat_own, flat_others = (op.where(op.Greater(total, least)) for total in sums)
+        slope = op.Sub(op.Mul(op.Div(rest, others), flat_others), op.Mul(op.Div(aim, own), flat_own))
         return op.sum(op.Sub(op.Log(others), op.Log(own)), [1], keepdims=False), slope
     others = op.Add(scores.values, op.scale(aim, op.lowest / 4))
     share = op.Softmax(others, axis=1)

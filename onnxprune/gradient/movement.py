@@ -3,7 +3,7 @@
 import numpy as np
 
 from onnxprune.gradient.registry import Gradients, vjp
-from onnxprune.gradient.tape import Name, Step
+from onnxprune.gradient.tape import LAST, Name, Step
 from onnxprune.weights import Array
 
 
@@ -72,8 +72,7 @@ def _moved(op: Step, value: Name, before: Array, after: Array) -> Name:
     padded = op.pad(value, np.maximum(before, 0).tolist(), np.maximum(after, 0).tolist())
     starts, ends = np.maximum(-before, 0).tolist(), np.maximum(-after, 0).tolist()
     cut = [axis for axis, both in enumerate(zip(starts, ends, strict=True)) if any(both)]
-    last = int(np.iinfo(np.int64).max)
-    return op.slice(padded, cut, [starts[a] for a in cut], [-ends[a] if ends[a] else last for a in cut])
+    return op.slice(padded, cut, [starts[a] for a in cut], [-ends[a] if ends[a] else LAST for a in cut])
 
 
 def _spaced(op: Step, value: Name, axis: int, step: int, sizes: list[int]) -> Name:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from onnxprune.gradient.registry import Gradients, vjp
-from onnxprune.gradient.tape import Name, Step
-from onnxprune.gradient.windows import members, transposed, windows
+from onnxprune.gradient.tape import LAST, Name, Step
+from onnxprune.gradient.windows import Windows, members, transposed, windows
 
 _SCATTERS_SUMS = 16
 """The first opset in which elements can be added up where they are scattered to."""
@@ -14,10 +14,29 @@ _SCATTERS_SUMS = 16
 
 @vjp("MaxPool")
 def max_pool(op: Step, g: Name, y: Name, x: Name, *unused: Name) -> Gradients:
-    """To the elements that were the largest, which the operator's second result numbers over the whole operand."""
-    if op.tape.opset < _SCATTERS_SUMS:
-        return (_by_windows(op, g, x),)
+    """To the first of the largest elements of each window, in the order in which they lie in memory."""
+    at = windows(op, tuple(op.call.attribute("kernel_shape")))
     op.require(not op.call.attribute("storage_order", 0))
+    if at.apart and op.fixed(0)[2:].all():
+        return (_side_by_side(op, g, y, x, at),)
+    return (_by_windows(op, g, x) if op.tape.opset < _SCATTERS_SUMS else _by_indices(op, g, x),)
+
+
+def _side_by_side(op: Step, g: Name, y: Name, x: Name, at: Windows) -> Name:
+    """Where windows do not overlap: the elements that equal the result, among these those of the lowest number."""
+    size, factors = math.prod(at.kernel), (1, 1, *at.kernel)
+    places = np.arange(size, 0, -1).reshape(at.kernel)
+    axes, starts = range(2, 2 + len(at.kernel)), [0] * len(at.kernel)
+    whole = op.slice(x, axes, starts, [-m or LAST for m in at.more])
+    hit = op.where(op.Equal(whole, op.enlarge(y, factors)))
+    ranked = op.Mul(hit, op.constant(np.tile(places, at.counts)))
+    highest = op.MaxPool(ranked, kernel_shape=list(at.kernel), strides=list(at.strides))
+    first = op.where(op.Equal(ranked, op.enlarge(highest, factors)))
+    return op.pad(op.Mul(first, op.enlarge(g, factors)), (0, 0, *starts), (0, 0, *at.more))
+
+
+def _by_indices(op: Step, g: Name, x: Name) -> Name:
+    """The operator's second result numbers the elements over the whole operand."""
     outputs = op.forward.output
     if len(outputs) == 1:
         outputs.append("")
@@ -25,7 +44,7 @@ def max_pool(op: Step, g: Name, y: Name, x: Name, *unused: Name) -> Gradients:
     flat = op.ints([-1])
     zeros = op.Reshape(op.Mul(x, op.constant(0)), flat)
     places, values = op.Reshape(outputs[1], flat), op.Reshape(g, flat)
-    return (op.like(op.ScatterElements(zeros, places, values, axis=0, reduction="add"), x),)
+    return op.like(op.ScatterElements(zeros, places, values, axis=0, reduction="add"), x)
 
 
 def _by_windows(op: Step, g: Name, x: Name) -> Name:
@@ -56,6 +75,8 @@ def average_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
         op.require(op.fixed(0)[2:].all())
         share = op.Div(g, op.constant(counts))
     channels = call.shape(0)[1]
+    if at.apart and op.fixed(0)[2:].all():
+        return (op.pad(op.enlarge(share, (1, 1, *at.kernel)), [0] * call.rank(), (0, 0, *at.more)),)
     return (transposed(op, share, op.constant(np.ones((channels, 1, *at.kernel))), at, channels, x),)
 
 

@@ -17,6 +17,9 @@ from onnxprune.weights import Array
 Name = str
 """A tensor's name."""
 
+LAST = int(np.iinfo(np.int64).max)
+"""The end of a slice that goes to the end."""
+
 PREFIX = "grad__"
 """What the names of all new tensors begin with."""
 
@@ -33,6 +36,7 @@ class Tape:
     taken: set[str]
     nodes: list[NodeProto] = field(default_factory=list)
     constants: dict[Name, TensorProto] = field(default_factory=dict)
+    _stored: dict[tuple[str, Shape, bytes], Name] = field(default_factory=dict, repr=False)
 
     def write(self, op: str, inputs: Sequence[str], attributes: dict[str, Any], outputs: int = 1) -> list[Name]:
         """Add a node and return its outputs' names.
@@ -53,6 +57,14 @@ class Tape:
             name += "_"
         self.taken.add(name)
         return name
+
+    def store(self, values: Array) -> Name:
+        """The name of a tensor of some values."""
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._stored:
+            self._stored[key] = name = self.unique("constant")
+            self.constants[name] = numpy_helper.from_array(values, name)
+        return self._stored[key]
 
     def needed(self, names: set[str]) -> list[NodeProto]:
         """The nodes that some tensors depend on, in order."""
@@ -107,10 +119,8 @@ class Step:
         return self.stored(np.array(values, np.int64))
 
     def stored(self, values: Array) -> Name:
-        """Values as a tensor of the model."""
-        name = self.tape.unique("constant")
-        self.tape.constants[name] = numpy_helper.from_array(values, name)
-        return name
+        """Values as a tensor of the model; the same one for the same values."""
+        return self.tape.store(values)
 
     def where(self, condition: Name) -> Name:
         """1 where a condition holds and 0 elsewhere, of the type of the node's first result."""
@@ -180,9 +190,8 @@ class Step:
         self, value: Name, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], steps: Sequence[int] = ()
     ) -> Name:
         """A part of a tensor; by default with steps of 1."""
-        last = np.iinfo(np.int64).max
         parts = zip(axes, starts, ends, steps or [1] * len(axes), strict=True)
-        cut = [part for part in parts if part[1:] != (0, last, 1)]
+        cut = [part for part in parts if part[1:] != (0, LAST, 1)]
         if not cut:
             return value
         some, begins, stops, strides = zip(*cut, strict=True)
@@ -208,6 +217,17 @@ class Step:
     def spread(self, value: Name, other: Name) -> Name:
         """A tensor repeated to another one's shape."""
         return self.Expand(value, self.Shape(other))
+
+    def enlarge(self, value: Name, factors: Sequence[int]) -> Name:
+        """Each element so many times along each axis."""
+        scales = np.array(factors, np.float32)
+        if self.tape.opset < 9:
+            return self.Upsample(value, scales=scales.tolist(), mode="nearest")
+        if self.tape.opset < 11:
+            op = self.Upsample if self.tape.opset < 10 else self.Resize
+            return op(value, self.stored(scales), mode="nearest")
+        how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return self.Resize(value, "", self.stored(scales), mode="nearest", **how)
 
     def unbroadcast(self, value: Name, operand: int, shape: Shape | None = None, fixed: BoolArray | None = None) -> Name:
         """Sum over the axes along which an operand was repeated, so that the result has its shape.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.gradient.tape import Name, Step
+from onnxprune.gradient.tape import LAST, Name, Step
 from onnxprune.shapes import Shape
 from onnxprune.weights import Array
 
@@ -28,6 +29,12 @@ class Windows:
     ends: Shape
     more: Shape
     loose: tuple[bool, ...]
+
+    @property
+    def apart(self) -> bool:
+        """Whether the windows lie side by side, without padding."""
+        plain = self.kernel == self.strides and not any((*self.begins, *self.after, *self.loose))
+        return plain and set(self.dilations) == {1}
 
     @property
     def after(self) -> Shape:
@@ -74,8 +81,28 @@ def windows(op: Step, kernel: Shape, *, back: bool = False) -> Windows:
     return Windows(sizes, counts, kernel, strides, dilations, begins, ends, most, loose)
 
 
+_BLOCK = 8
+"""onnxruntime has fast convolutions for channels in multiples of this, and none that are transposed."""
+
+_LARGER = 1.5
+"""How many times the work these may be."""
+
+
 def transposed(op: Step, g: Name, filters: Name, at: Windows, group: int, x: Name) -> Name:
-    """Sum up at each element of ``x`` what the windows have that it is in."""
+    """Sum up at each element of ``x`` what the windows have that it is in.
+
+    Without strides that is a convolution with the filters turned around, which is faster for many sizes.
+    """
+    channels, counted = op.call.shape(0)[1], op.result[1]
+    begins = [extent - 1 - b for extent, b in zip(at.extents, at.begins, strict=True)]
+    ends = [extent - 1 - e for extent, e in zip(at.extents, at.after, strict=True)]
+    blocks = channels == counted == group or (channels // group) % _BLOCK == (counted // group) % _BLOCK == 0
+    if set(at.strides) == {1} and blocks and min(begins + ends) >= 0 and math.prod(at.sizes) <= _LARGER * math.prod(at.counts):
+        size = math.prod(at.kernel)
+        apart = op.Reshape(filters, op.ints([group, counted // group, channels // group, size]))
+        turned = op.Gather(op.Transpose(apart, perm=[0, 2, 1, 3]), op.ints(range(size)[::-1]), axis=3)
+        back = op.Reshape(turned, op.ints([channels, counted // group, *at.kernel]))
+        return op.Conv(g, back, dilations=list(at.dilations), pads=[*begins, *ends], group=group)
     found = op.ConvTranspose(
         g,
         filters,
@@ -131,8 +158,7 @@ def _place(op: Step, elements: Name, at: Windows, place: Shape) -> Name:
         for axis, start, step, count in zip(axes, starts, at.strides, at.counts, strict=True):
             elements = op.Gather(elements, op.ints([start + step * k for k in range(count)]), axis=axis)
         return elements
-    last = int(np.iinfo(np.int64).max)
-    ends = [start + 1 - extent or last for start, extent in zip(starts, at.extents, strict=True)]
+    ends = [start + 1 - extent or LAST for start, extent in zip(starts, at.extents, strict=True)]
     return op.slice(elements, axes, starts, ends, at.strides)
 
 

@@ -5,8 +5,8 @@ group hands out the slices of its producers' filters. A :class:`Nominator` looks
 channel that leaves what stands in for it.
 
 >>> from onnxprune.importance import CRITERIA
->>> sorted(CRITERIA)
-['impact', 'l1', 'l2', 'random', 'saliency', 'stochastic']
+>>> sorted(CRITERIA)[:3]
+['impact', 'kmeans-distance', 'kmeans-l1']
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +18,18 @@ from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
 from onnxprune.importance.baseline import Random
 from onnxprune.importance.impact import Impact
+from onnxprune.importance.kmeans import ByTaylor, Clustered, Distance
 from onnxprune.importance.magnitude import l1, l2
+from onnxprune.importance.measured import Measured
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Nominator, Pairs
 from onnxprune.importance.paoding import MODES, Paoding
+from onnxprune.importance.reconstruction import Reconstruction
 from onnxprune.importance.saliency import Saliency
 from onnxprune.importance.scene import Scene, Units
 from onnxprune.importance.stochastic import Stochastic
+from onnxprune.importance.taylor import Taylor
+from onnxprune.importance.wasserstein import Wasserstein
 from onnxprune.weights import Weights
 
 
@@ -39,9 +44,15 @@ CRITERIA: Mapping[str, Callable[[Options], Criterion]] = {
     "l1": lambda options: l1,
     "l2": lambda options: l2,
     "random": lambda options: Random(options.seed),
+    "kmeans-l1": Clustered,
+    "kmeans-distance": Distance,
+    "kmeans-taylor": ByTaylor,
+    "taylor": Taylor,
     "saliency": lambda options: Paoding("saliency", options) if options.compat else Saliency(options),
     "impact": lambda options: Paoding("impact", options) if options.compat else Impact(options),
     "stochastic": lambda options: Paoding("stochastic", options) if options.compat else Stochastic(options),
+    "wasserstein": Wasserstein,
+    "reconstruction": Reconstruction,
 }
 
 
@@ -63,17 +74,24 @@ def criterion(name: "str | Criterion", options: Options) -> Criterion:
 
 __all__ = [
     "CRITERIA",
+    "ByTaylor",
+    "Clustered",
     "Criterion",
+    "Distance",
     "Impact",
+    "Measured",
     "Nominator",
     "Options",
     "Pairs",
     "Paoding",
     "Random",
+    "Reconstruction",
     "Saliency",
     "Scene",
     "Stochastic",
+    "Taylor",
     "Units",
+    "Wasserstein",
     "criterion",
     "l1",
     "l2",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from onnxprune.allocation import Scores
 from onnxprune.bounds import Bounds, Effects, Interval
 from onnxprune.channels import ChannelGroup, Coupling
-from onnxprune.errors import ModelError
+from onnxprune.data import Dataset
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
+from onnxprune.importance.calibration import Calibration
 from onnxprune.importance.synthetic import Feeds, synthetic
 from onnxprune.labels import BoolArray, IntArray
-from onnxprune.lossless import Handover, Left, Slot, all_sums, bias_slot
+from onnxprune.lossless import Handover, Left, Slot, Sum, all_sums, bias_slot
 from onnxprune.plan import make_plan
 from onnxprune.rules.notation import letters
 from onnxprune.runtime import Kernels, Session, tapped
@@ -49,7 +52,7 @@ class Units:
 class Scene:
     """A model of which the components ``removed`` have left; groups are looked at with the channels that are there.
 
-    ``heirs``: components that stand in for some that have left.
+    ``heirs``: components that stand in for some that have left. ``data``: what the user gives to measure on.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class Scene:
         interval: tuple[float, float] = (0.0, 1.0),
         heirs: BoolArray | None = None,
         before: Scene | None = None,
+        *,
+        data: Dataset | None = None,
     ) -> None:
-        self.coupling, self.graph, self.interval = coupling, coupling.graph, interval
+        self.coupling, self.graph, self.interval, self.data = coupling, coupling.graph, interval, data
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
@@ -71,10 +76,41 @@ class Scene:
         self._carried = dict(before._found) if before is not None and alike else {}
         self._found: dict[int, tuple[IntArray, Array | None]] = {}
         self._units: dict[int, Units | None] = {}
+        self._measured: dict[object, list[Scores]] = {}
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
-        return Scene(coupling, removed, self.interval, heirs, self)
+        return Scene(coupling, removed, self.interval, heirs, self, data=self.data)
+
+    def calibration(self, criterion: str) -> Calibration:
+        """The model as it was at first, on the data that a criterion needs.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.data is None:
+            raise UsageError(f"criterion {criterion!r} is measured on data; give --data FILE.npz (in Python data=)")
+        return self._origin._calibration
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how it was measured."""
+        return tuple(self._origin._calibration.notes) if "_calibration" in vars(self._origin) else ()
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        assert self.data is not None, "asked for where there are data"
+        return Calibration(self.coupling, self.data)
+
+    def measured(self, key: object, measure: Callable[[Scene], list[Scores]], number: int) -> Scores:
+        """Scores of the channels that are there of a group, float64 (channels,).
+
+        They are those of the model as it was at first, measured for all its groups at the same time, once for each ``key``.
+        """
+        found = self._origin._measured
+        if key not in found:
+            found[key] = measure(self._origin)
+        return found[key][number][np.isin(self._origin.coupling.groups[number].roots, self.group(number).roots)]
 
     @cached_property
     def handover(self) -> Handover:
@@ -139,7 +175,7 @@ class Scene:
         if number in self._found:
             return self._found[number][1]
         roots = self.group(number).roots
-        if number in self._carried and len(self._read(number)) == 1:
+        if number in self._carried and len(self.read(number)) == 1:
             there, values = self._carried[number]  # of the channels that leave, the others of their group see nothing
             return None if values is None else values[:, np.isin(there, roots)]
         numbers = [number] if self._origin is not self else range(len(self.coupling.groups))
@@ -156,9 +192,9 @@ class Scene:
             low, high: (changes, elements); None where the group's channels are not seen one by one.
         """
         changes: dict[str, Interval] = {}
-        for name, axis in self._read(number).items():
+        for name, axis in self.read(number).items():
             shape = self.coupling.shapes.shapes[name][1:]
-            at = self._places(number, name, axis)
+            at = self.places(number, name, axis)
             if at is None or axis == 0:
                 return None
             high = np.zeros((len(channels), *shape), np.float32)
@@ -185,7 +221,7 @@ class Scene:
 
     def _seen(self, numbers: Iterable[int]) -> dict[int, Array | None]:
         """The activations of some groups in the model as it is now, from one run on the synthetic inputs."""
-        read = {n: self._read(n) for n in numbers}
+        read = {n: self.read(n) for n in numbers}
         rows: dict[int, dict[str, list[Array | None]]] = {n: {name: [] for name in names} for n, names in read.items()}
         tensors = list(dict.fromkeys(name for names in read.values() for name in names))
         if not tensors:
@@ -201,17 +237,48 @@ class Scene:
             return dict.fromkeys(read)
         return {n: _some([part for parts in names.values() for part in parts]) for n, names in rows.items()}
 
-    def _read(self, number: int) -> dict[str, int]:
+    def read(self, number: int) -> dict[str, int]:
         """The tensors in which a group's channels are read, and along which axis."""
         sums = [self.handover.readers[site] for site in self.readers(number)]
         return {s.call.node.inputs[s.terms[0]]: s.summed[s.terms[0]][0] for s in sums}
 
+    def made(self, number: int) -> dict[str, int]:
+        """The tensors in which the layers that make a group's channels give them out, bias included, and along which axis.
+
+        Of a layer that is a sum of products, what comes before normalisation and activation; of any other its first result.
+        """
+        found: dict[str, int] = {}
+        for step in self.producers(number):
+            sum_ = self._sums.get(step.call.node.index)
+            slot = None if sum_ is None else bias_slot(self.graph, sum_)
+            name = next(filter(None, (step.call.node if slot is None else slot[0]).outputs))
+            axis = self.axis(number, name)
+            found |= {} if axis is None else {name: axis}
+        return found
+
+    def producers(self, number: int) -> list[Step]:
+        """The layers that make a group's channels."""
+        roles = self.coupling.flow.roles
+        made = {m.site for m in self.coupling.groups[number].members if m.producer} & roles.keys()
+        labels = {roles[site]["producer"] for site in made}
+        return [step for step in self.coupling.flow.steps if step.call.node.label in labels and step.understood]
+
+    def axis(self, number: int, name: str) -> int | None:
+        """The axis of a tensor along which a group's channels lie; None where they do not."""
+        tensor = self.coupling.flow.tensors.get(name)
+        axes = range(0 if tensor is None else len(tensor.shape))
+        return next((axis for axis in axes if self.places(number, name, axis) is not None), None)
+
+    @cached_property
+    def _sums(self) -> dict[int, Sum]:
+        return {sum_.call.node.index: sum_ for sum_ in all_sums(self.coupling)}
+
     def _by_channel(self, number: int, name: str, axis: int, values: Array) -> Array | None:
         """A tensor with one column for each channel of a group; each of a channel's indices along ``axis`` is a place."""
-        at = self._places(number, name, axis)
+        at = self.places(number, name, axis)
         return None if at is None else np.moveaxis(values, axis, -1)[..., at.T].reshape(-1, len(at))
 
-    def _places(self, number: int, name: str, axis: int) -> IntArray | None:
+    def places(self, number: int, name: str, axis: int) -> IntArray | None:
         """The indices along an axis of a tensor that belong to each channel of a group, int (channels, indices)."""
         roots = self.group(number).roots
         for factor in self.coupling.flow.tensors[name].factors:

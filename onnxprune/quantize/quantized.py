@@ -158,7 +158,7 @@ def quantize(
         rng = np.random.default_rng(seed)
         feeds = [random_feeds(graph.inputs, shapes.inputs, rng) for _ in range(TRIES)]
     else:
-        feeds = [next(dataset.part(rows).batches(graph.inputs))[0] for rows in _some(dataset, TRIES, seed)[:, None]]
+        feeds = [next(dataset.take(rows).batches(graph.inputs))[0] for rows in _some(dataset, TRIES, seed)[:, None]]
     if mode == "fp16":
         made, nodes = to_half(original, shapes.elem_types, _large(original, feeds))
         said: list[str] = []
@@ -202,7 +202,7 @@ def _some(dataset: Dataset, count: int, seed: int) -> npt.NDArray[np.int64]:
 
 def _samples(dataset: Dataset, ports: Sequence[Port], seed: int) -> list[Feeds]:
     """Samples for calibration, in batches that the model takes."""
-    return [feeds for feeds, _ in dataset.part(_some(dataset, CALIBRATION, seed)).batches(ports)]
+    return [feeds for feeds, _ in dataset.take(_some(dataset, CALIBRATION, seed)).batches(ports)]
 
 
 def _large(model: ModelProto, feeds: Sequence[Feeds]) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,16 +79,39 @@ def draw(steps: Sequence[Step], path: str | Path, *, title: str = "") -> None:
     check_picture(path)
     if not steps:
         raise OptionError(f"picture {str(path)!r} can't be drawn: there are no steps")
+    _save([100 * s for s in _shares(steps)], _curves(steps), path, title, ("channels removed, %", "percent of the original"))
+
+
+def draw_shares(shares: Sequence[float], curves: Mapping[str, Sequence[float | None]], path: str | Path, *, title: str) -> None:
+    """Draw some quantities, each a share of something, over the share of channels that was to be removed, all in percent.
+
+    Args:
+        shares: from 0 to 1. curves: by name, for each of them, None where it was not measured.
+        path: a ``.png`` or ``.svg`` file.
+
+    Raises:
+        OptionError, OutputError: as in :func:`check_picture`.
+    """
+    check_picture(path)
+    from matplotlib import colormaps
+
+    colors = {n: colormaps["viridis"](k / max(1, len(curves) - 1)) for k, n in enumerate(curves)}
+    lines = [_Curve(name, tuple(values), 1.0, colors[name], "-") for name, values in curves.items()]
+    _save([100 * s for s in shares], lines, path, title, ("channels to remove, %", "percent"))
+
+
+def _save(x: list[float], curves: Sequence[_Curve], path: str | Path, title: str, axis_labels: tuple[str, str]) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    curves = _curves(steps)
     with matplotlib.rc_context():  # for this picture only, and whatever the user's own settings are
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(9.0, max(4.5, 1.2 + 0.24 * len(curves))), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        _plot(axes, [100 * s for s in _shares(steps)], curves)
+        _plot(axes, x, curves)
+        axes.set_xlabel(axis_labels[0])
+        axes.set_ylabel(axis_labels[1])
         if title:
             axes.set_title(title, loc="left")
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
@@ -102,8 +125,6 @@ def _plot(axes: Axes, x: list[float], curves: Sequence[_Curve]) -> None:
     for n, curve in enumerate(curves):
         look: dict[str, Any] = {"color": curve.color, "marker": "o", "clip_on": False, "zorder": 3}
         axes.plot(x, curve.percent, curve.line, label=curve.label, gid=f"curve{n}", **look)
-    axes.set_xlabel("channels removed, %")
-    axes.set_ylabel("percent of the original")
     axes.set_xlim(0, max(*x, 1.0))
     axes.set_ylim(0, max(105.0, axes.get_ylim()[1]))
     axes.grid(color="0.9")

@@ -50,6 +50,7 @@ class Report:
     free: tuple[FreeRow, ...] | None = None
     steps: tuple[Step, ...] = ()
     stopped: str = ""
+    zeroed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.report/1``)."""
@@ -73,6 +74,7 @@ class Report:
             "metrics": {side: dict(values) for side, values in self.metrics.items()},
             "steps": [step.to_dict() for step in self.steps],
             **({"stopped": self.stopped} if self.stopped else {}),
+            **({"zeroed": True} if self.zeroed else {}),
             "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
         }
 
@@ -99,6 +101,9 @@ class Report:
             note += f"; this holds for the cut alone and again once {merged} channels have given their weights to others"
         if not v.inputs:
             return f"not verified{note}" if mixed else "nothing was cut: the model is written unchanged"
+        if self.zeroed:
+            lost = sum(row.group.size - row.kept for row in self.groups)
+            note = f"; what is written is the masked original: {lost} channels are zero, and no tensor is smaller{note}"
         says = "equals" if v.passed else "DIFFERS FROM"
         return (
             f"verified: the pruned model {says} {self._reference} (largest relative difference {v.max_rel_error:.1e} "

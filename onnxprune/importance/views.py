@@ -1,0 +1,90 @@
+"""Where the channels of a group are looked at."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.allocation import Scores
+from onnxprune.errors import UsageError
+from onnxprune.importance.scene import Scene
+from onnxprune.labels import IntArray
+from onnxprune.weights import Array
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Where the channels of a group are looked at: ``places`` int (channels, indices) of an axis of a tensor."""
+
+    number: int
+    tensor: str
+    axis: int
+    places: IntArray
+
+    def of(self, values: Array) -> Array:
+        """What a batch of the tensor (samples, *shape) has for each channel, (samples, channels, ...)."""
+        chosen = np.moveaxis(values, self.axis + 1, 1)
+        single = self.places.shape[1] == 1
+        if single and np.array_equal(self.places[:, 0], np.arange(chosen.shape[1])):
+            return chosen
+        return chosen[:, self.places[:, 0] if single else self.places]
+
+
+def views(scene: Scene, analysis: str | Mapping[str, str] = "own") -> list[View]:
+    """Where each group of a scene is looked at; see :class:`~onnxprune.importance.Options`.
+
+    Raises:
+        UsageError: there is no such group or tensor, or the group's channels do not lie in it one by one.
+    """
+    groups = scene.coupling.groups
+    wishes = {} if isinstance(analysis, str) else dict(analysis)
+    for pattern in wishes:
+        if not any(_fits(group.name, pattern) for group in groups):
+            raise UsageError(f"analysis of {pattern!r}: no group is called so; `onnxprune inspect` lists their names")
+    default = analysis if isinstance(analysis, str) else "own"
+    found = []
+    for number, group in enumerate(groups):
+        where = next((place for pattern, place in wishes.items() if _fits(group.name, pattern)), default)
+        found += [View(number, *place) for place in _tensors(scene, number, where)]
+    return found
+
+
+def _tensors(scene: Scene, number: int, where: str) -> list[tuple[str, int, IntArray]]:
+    """Tensors, axes and places; what the layers give out where nothing sees them one by one afterwards."""
+    after = scene.read(number) if where == "after" else {}
+    if where not in ("own", "after"):
+        axis = scene.axis(number, where)
+        if axis is None:
+            raise UsageError(
+                f"analysis of group {scene.coupling.groups[number].name!r}: its channels do not lie in a tensor {where!r}; "
+                "name one between the layer and what reads it"
+            )
+        after = {where: axis}
+    found = [(name, axis, scene.places(number, name, axis)) for name, axis in (after or scene.made(number)).items()]
+    return [(name, axis, places) for name, axis, places in found if places is not None]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+def combined(scene: Scene, criterion: str, parts: Mapping[tuple[int, str], Scores]) -> list[Scores]:
+    """The scores of each group from those in the tensors where it is looked at, ``parts`` by number and tensor.
+
+    Several layers that make a group need not have outputs of the same size: each one's scores are divided by their mean.
+
+    Raises:
+        UsageError: a group is seen nowhere.
+    """
+    found: list[list[Scores]] = [[] for _ in scene.coupling.groups]
+    for (number, _), scores in parts.items():
+        found[number].append(scores)
+    for group, each in zip(scene.coupling.groups, found, strict=True):
+        if not each:
+            raise UsageError(
+                f"criterion {criterion!r} sees the channels of group {group.name!r} in no tensor one by one; --freeze its layer"
+            )
+    return [np.mean([s / (s.mean() or 1.0) for s in each], axis=0) if len(each) > 1 else each[0] for each in found]
