@@ -79,24 +79,28 @@ class Limits:
     ``ratio``: fraction of channels to remove, in [0, 1). ``scope``: ``"uniform"`` removes ``floor(n ratio + 1e-9)`` of every
     group's ``n`` channels; ``"global"`` ranks all channels together; to make layers comparable, a group's scores are divided
     by their mean first. ``min_channels``: what every group keeps at least. ``round_to``: axes keep a multiple of this many
-    indices, rounded up. ``ratios``: for some groups a ratio of their own, by pattern as in
-    :func:`~onnxprune.channels.chosen`; in steps they are reached along with ``ratio``.
+    indices, rounded up. ``"tod"``: each group loses as many as the level ``tod`` allows (:func:`tolerated`), whatever the ratio.
+    ``ratios``: for some groups a ratio of their own, by pattern as in :func:`~onnxprune.channels.chosen`; in steps they are
+    reached along with ``ratio``.
 
     Raises:
         OptionError: an option outside its range.
     """
 
-    ratio: float
+    ratio: float = 0.5
     scope: str = "uniform"
     min_channels: int = 1
     round_to: int = 1
     ratios: Mapping[str, float] = field(default_factory=dict)
+    tod: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise OptionError(f"ratio is {self.ratio}; it is the fraction of channels to remove, 0 <= ratio < 1")
-        if self.scope not in ("uniform", "global"):
-            raise OptionError(f"scope is {self.scope!r}; choose uniform or global")
+        if self.scope not in ("uniform", "global", "tod"):
+            raise OptionError(f"scope is {self.scope!r}; choose uniform, global or tod")
+        if not 0 <= self.tod <= 1:
+            raise OptionError(f"tod is {self.tod}; it is a share of the channels that leave, 0 <= tod <= 1")
         for pattern, ratio in self.ratios.items():
             if not 0 <= ratio < 1:
                 raise OptionError(
@@ -121,16 +125,21 @@ def counts(
     scores: Sequence[Scores],
     limits: Limits,
     own: Sequence[float | None] = (),
+    protection: Sequence[Scores] = (),
 ) -> list[int]:
     """How many more channels each group loses.
 
     Args:
         groups: as they are now.
         sizes: how many channels they had when the share was taken, those that have left already included.
-        scores: of the channels that are there; looked at where all are ranked together.
+        scores: of the channels that are there; looked at where they decide how many leave.
         own: each group's own ratio, where it has one.
+        protection: the scores by which channels are protected; looked at for ``"tod"``.
     """
-    if limits.scope == "uniform":
+    if limits.scope == "tod":
+        pairs = zip(groups, scores, protection, strict=True)
+        wanted = [group.size - tolerated(low, high, limits.tod) for group, low, high in pairs]
+    elif limits.scope == "uniform":
         shares = [limits.ratio if share is None else share for share in own or [None] * len(sizes)]
         wanted = [size - int(np.floor(size * share + 1e-9)) for size, share in zip(sizes, shares, strict=True)]
     else:
@@ -139,6 +148,26 @@ def counts(
         gone = _ranked_together(groups, scores, max(0, lost), limits.min_channels)
         wanted = [group.size - n for group, n in zip(groups, gone, strict=True)]
     return [max(0, group.size - limits.keeps(group, n)) for group, n in zip(groups, wanted, strict=True)]
+
+
+def difference(removal: Scores, protection: Scores) -> Scores:
+    """FAIR-Pruner's Tolerance of Difference: how far two rankings contradict each other, float64 (channels,).
+
+    ``ToD(m) = |R(m) & P(m)| / m`` for m = 1, 2, ... channels, where R(m) are the m that the one ranking removes first and P(m)
+    the m that the other would remove last. Since ``|R(m) & P(m)| >= 2m - n``, ToD(m) <= t means ``m <= n / (2 - t)``.
+    """
+    size = len(removal)
+    first, last = np.empty(size, np.int64), np.empty(size, np.int64)
+    first[np.argsort(removal, kind="stable")] = np.arange(size)
+    last[np.argsort(protection, kind="stable")] = np.arange(size)[::-1]
+    common = np.cumsum(np.bincount(np.maximum(first, last), minlength=size))
+    return np.asarray(common / np.arange(1, size + 1), np.float64)
+
+
+def tolerated(removal: Scores, protection: Scores, level: float) -> int:
+    """The largest number of channels, at most 99 of 100, whose ToD is no more than a level; 0 where there is none."""
+    allowed = np.flatnonzero(difference(removal, protection)[: int(0.99 * len(removal))] <= level)
+    return int(allowed[-1]) + 1 if allowed.size else 0
 
 
 def _ranked_together(groups: Sequence[ChannelGroup], scores: Sequence[Scores], lost: int, min_channels: int) -> list[int]:

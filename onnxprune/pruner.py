@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from onnxprune.evaluation import Evaluation
 from onnxprune.evaluator import Evaluator
 from onnxprune.files import Scratch, Source, place, save
 from onnxprune.graph import Graph, load
-from onnxprune.importance import Criterion
+from onnxprune.importance import Criterion, ScoreTable
 from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.plan import Plan
 from onnxprune.progressive import Run, Stage, shares
@@ -37,9 +37,16 @@ INLINE_LIMIT = 1_900_000_000
 """A model larger than this can't be one protobuf file; its weights go beside it."""
 
 
+def _unscored() -> ScoreTable:
+    raise UsageError("nothing was scored: a plan was replayed; save scores from a run that chooses")
+
+
 @dataclass(frozen=True)
 class Result:
-    """A pruned model with the plan that made it, the report of how, and the ``source`` it was made from."""
+    """A pruned model with the plan that made it, the report of how, and the ``source`` it was made from.
+
+    ``scores()``: by which channels were chosen.
+    """
 
     pruned: AnyModel
     plan: Plan
@@ -47,6 +54,7 @@ class Result:
     source: Source
     external_data: bool = False
     scratch: Scratch | None = None
+    scores: Callable[[], ScoreTable] = _unscored
 
     @cached_property
     def model(self) -> ModelProto:
@@ -73,9 +81,13 @@ class Result:
 def prune(
     model: Source,
     *,
-    ratio: float = 0.5,
-    criterion: str | Criterion = "l1",
+    ratio: float | None = None,
+    criterion: str | Criterion = "auto",
     scope: str = "uniform",
+    tod: float | None = None,
+    scores: ScoreTable | str | Path | None = None,
+    analysis: str | Mapping[str, str] = "own",
+    samples: int = 32,
     data: Data | None = None,
     seed: int = 0,
     min_channels: int = 1,
@@ -102,10 +114,13 @@ def prune(
 
     Args:
         model: path of an ONNX file, or a proto (which is not changed).
-        ratio: fraction of channels to remove, 0 <= ratio < 1.
-        criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those.
-        scope: ``"uniform"`` (the share is removed from every group) or ``"global"`` (all channels ranked together).
-        data: an ``.npz`` path or arrays by input name; used to measure accuracy and agreement, not to choose.
+        ratio: fraction of channels to remove, 0 <= ratio < 1; by default a half.
+        criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those; by default l1.
+        scope: ``"uniform"`` (the share is removed from every group), ``"global"`` (all channels ranked together) or ``"tod"``
+            (each group loses as many as two rankings agree on).
+        tod, scores, analysis, samples: as in :class:`~onnxprune.Sampler`.
+        data: an ``.npz`` path or arrays by input name, with ``labels`` if there are any; used to measure accuracy and
+            agreement, and to choose by those criteria that look at activations or gradients.
         seed: for everything random.
         min_channels: what every group keeps at least.
         round_to: axes keep a multiple of this many channels, rounded up.
@@ -133,6 +148,10 @@ def prune(
         criterion,
         ratio=ratio,
         scope=scope,
+        tod=tod,
+        scores=scores,
+        analysis=analysis,
+        samples=samples,
         min_channels=min_channels,
         round_to=round_to,
         ratios=ratios,
@@ -209,6 +228,8 @@ class Pruner:
     ) -> None:
         self.sampler = Sampler() if sampler is None else sampler
         self.evaluator = Evaluator(()) if evaluator is None else evaluator
+        if self.sampler.limits.scope == "tod" and (step is not None or tape is not None):
+            raise UsageError("the ToD level removes everything at once; give either --scope tod or --step and --tape")
         self._shares = shares(self.sampler.limits.ratio, step)
         self._goal = Goal(min_accuracy, min_robustness)
         self._options: dict[str, Any] = {"freeze": freeze, "mixing": mixing, "free": free, "zero": zero, "seed": seed}
@@ -322,9 +343,12 @@ class Pruner:
             None if stage.free is None else stage.free.rows,
             recorder.steps if self._step is not None else (),
             "" if missed is None else f"stopped before step {missed.number}: its {self._goal.missed(missed)}",
+            notes=self.sampler.notes,
             zeroed=bool(self._options["zero"]),
         )
-        return Result(proved.model, standing.plan, report, graph.source, graph.weights.has_external_data, proved.scratch)
+        external = graph.weights.has_external_data
+        scores = _unscored if self._plan is not None else self.sampler.score_table
+        return Result(proved.model, standing.plan, report, graph.source, external, proved.scratch, scores)
 
     def _settings(self, graph: Graph) -> dict[str, Any]:
         """What a run that continues another one has to have in common with it."""

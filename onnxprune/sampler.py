@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxprune import lossless
 from onnxprune.allocation import Limits, Scores, Table, counts, lowest, read_table
-from onnxprune.channels import Coupling, analyse, chosen
+from onnxprune.channels import Coupling, analyse, chosen, named
 from onnxprune.compensate import MODES, merged, refitted
 from onnxprune.data import Dataset
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, UsageError
 from onnxprune.files import Source
 from onnxprune.flow import Site
 from onnxprune.graph import Graph, load
-from onnxprune.importance import Criterion, Nominator, Options, Pairs, Scene
+from onnxprune.importance import Criterion, Nominator, Options, Pairs, Saved, Scene, ScoreTable
 from onnxprune.importance import criterion as find_criterion
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.plan import Plan, PlanEdit, make_plan
@@ -115,27 +116,34 @@ class Sampler:
     """Chooses channels: a criterion, how the share is allotted to the groups, and what is done about what leaves.
 
     Args:
-        criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those.
-        ratio: fraction of channels to remove, 0 <= ratio < 1.
+        criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those. ``"auto"``: the first
+            of the saved ``scores``; without these l1, or for scope ``"tod"`` wasserstein.
+        ratio: fraction of channels to remove, 0 <= ratio < 1; by default a half.
         scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`.
-        ratios: the same, or a JSON file of them.
+        tod: level for scope ``"tod"``, by default 0.05. protection: the criterion whose ranking protects channels there.
+        ratios: of some groups, by pattern, or a JSON file of them.
+        scores: a table of scores, or its path; criteria that it has are not measured again.
         compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
             the first for criteria that choose pairs, the second for others.
         interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
-        params, recursive, pool, compat, seed: as in :class:`~onnxprune.importance.Options`.
+        params, recursive, pool, compat, samples, analysis, seed: as in :class:`~onnxprune.importance.Options`.
         clusters: of the k-means criteria: one number for all groups, or numbers by pattern, or a JSON file of these.
 
     Raises:
-        UsageError: there is no criterion of that name.
+        UsageError: there is no criterion of that name, or ``ratio`` and ``tod`` do not fit the scope.
         OptionError: an option outside its range.
+        DataError: the scores can't be read.
     """
 
     def __init__(
         self,
-        criterion: str | Criterion = "l1",
+        criterion: str | Criterion = "auto",
         *,
-        ratio: float = 0.5,
+        ratio: float | None = None,
         scope: str = "uniform",
+        tod: float | None = None,
+        protection: str | Criterion = "reconstruction",
+        scores: ScoreTable | str | Path | None = None,
         min_channels: int = 1,
         round_to: int = 1,
         ratios: Table = None,
@@ -146,17 +154,28 @@ class Sampler:
         interval: tuple[float, float] | None = None,
         compat: str = "",
         clusters: int | Table = None,
+        samples: int = 32,
+        analysis: str | Mapping[str, str] = "own",
         seed: int = 0,
     ) -> None:
         if compensate not in MODES:
             raise OptionError(f"compensate is {compensate!r}; choose {', '.join(MODES)}")
-        self.limits = Limits(ratio, scope, min_channels, round_to, read_table(ratios, "--ratios"))
+        if scope == "tod" and ratio is not None:
+            raise UsageError("the ToD level sets how many channels each group loses; give either --ratio or --scope tod")
+        if scope != "tod" and tod is not None:
+            raise UsageError(f"the ToD level is for --scope tod, and the scope is {scope!r}; give either --tod or another scope")
+        given = {name: value for name, value in (("ratio", ratio), ("tod", tod)) if value is not None}
+        own = read_table(ratios, "--ratios")
+        self.limits = Limits(scope=scope, min_channels=min_channels, round_to=round_to, ratios=own, **given)
         self.compensate = compensate
         self._whole: Scene | None = None
         self._interval = interval
+        self._table = scores if scores is None or isinstance(scores, ScoreTable) else ScoreTable.load(scores)
         parts = {"*": clusters} if isinstance(clusters, int) else read_table(clusters, "--clusters")
-        self._options = Options(seed, params, recursive, pool, interval or (0.0, 1.0), compat, clusters=parts)
-        self._set(criterion)
+        inputs = interval or (0.0, 1.0)
+        self._options = Options(seed, params, recursive, pool, inputs, compat, parts, samples, analysis)
+        self._protecting = protection
+        self._set(self._first if criterion == "auto" else criterion)
 
     def set_strategy(
         self, criterion: str | Criterion, params: tuple[float, float] = (0.75, 0.25), recursive: bool = True
@@ -204,10 +223,12 @@ class Sampler:
         """
         limits, groups = replace(self.limits, ratio=ratio), range(len(standing.coupling.groups))
         scene = self._scene(standing, data)
-        scores = [self._rank(scene, n, data) for n in groups] if limits.scope == "global" else []
+        scores = [self._rank(scene, n, data) for n in groups] if limits.scope != "uniform" else []
+        protection = [self._rank(scene, n, data, self._protection) for n in groups] if limits.scope == "tod" else []
         part = ratio / self.limits.ratio if self.limits.ratio else 1.0
         own = [None if r is None else r * part for r in chosen(standing.base, self.limits.ratios, "--ratios")]
-        return self.take(standing, counts([scene.group(n) for n in groups], standing.sizes, scores, limits, own), data)
+        there = [scene.group(n) for n in groups]
+        return self.take(standing, counts(there, standing.sizes, scores, limits, own, protection), data)
 
     def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
         """Let so many more channels of each group leave."""
@@ -241,9 +262,39 @@ class Sampler:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides what is chosen, as JSON data. An object's criterion goes by the name of its type."""
-        name = self._given if isinstance(self._given, str) else type(self._given).__name__
+        name = _name(self._given)
         limits = {k: v for k, v in asdict(self.limits).items() if k != "ratio"}
         return {"criterion": name, "compensate": self.compensate, **limits, **asdict(self._options)}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how channels were chosen."""
+        return () if self._whole is None else self._whole.notes
+
+    def score_table(self) -> ScoreTable:
+        """The scores by which channels were chosen, those of the criterion first, of the model as it was at first.
+
+        Raises:
+            UsageError: nothing has been chosen yet.
+        """
+        if self._whole is None:
+            raise UsageError("there are no scores yet; they are those of the channels that a run chooses from")
+        chosen = {_name(self._given): self._criterion}
+        if self.limits.scope == "tod":
+            chosen[_name(self._protecting)] = self._protection
+        known = named(self._whole.coupling.groups)
+        scores = {
+            name: {group: self._rank(self._whole, n, self._whole.data, criterion) for n, group in enumerate(known)}
+            for name, criterion in chosen.items()
+        }
+        return ScoreTable(self._whole.graph.sha256, scores)
+
+    @property
+    def _first(self) -> str:
+        """The criterion where none was named."""
+        if self._table is not None:
+            return next(iter(self._table.scores), "l1")
+        return "wasserstein" if self.limits.scope == "tod" else "l1"
 
     @property
     def _mode(self) -> str:
@@ -253,15 +304,26 @@ class Sampler:
 
     def _set(self, given: str | Criterion) -> None:
         self._given = given
-        self._criterion = find_criterion(given, self._options)
+        self._criterion, self._protection = (self._find(c) for c in (given, self._protecting))
 
-    def _rank(self, scene: Scene, number: int, data: Dataset | None) -> Scores:
-        found = self._criterion.rank(scene, number) if isinstance(self._criterion, Nominator) else None
-        return self._criterion(scene.group(number), scene.weights, data) if found is None else found
+    def _find(self, given: str | Criterion) -> Criterion:
+        if self._table is not None and isinstance(given, str) and given in self._table.scores:
+            return Saved(given, self._table)
+        return find_criterion(given, self._options)
+
+    def _rank(self, scene: Scene, number: int, data: Dataset | None, criterion: Criterion | None = None) -> Scores:
+        criterion = self._criterion if criterion is None else criterion
+        found = criterion.rank(scene, number) if isinstance(criterion, Nominator) else None
+        return criterion(scene.group(number), scene.weights, data) if found is None else found
 
     def _choose(self, scene: Scene, number: int, count: int, data: Dataset | None) -> Pairs:
-        found = self._criterion.nominate(scene, number, count) if isinstance(self._criterion, Nominator) else None
-        if found is not None:
-            return found
+        if isinstance(self._criterion, Nominator) and self.limits.scope != "tod":  # whose counts are of the lowest scores
+            found = self._criterion.nominate(scene, number, count)
+            if found is not None:
+                return found
         leaves = lowest(self._rank(scene, number, data), count)
         return Pairs(leaves, np.full(len(leaves), -1))
+
+
+def _name(given: str | Criterion) -> str:
+    return given if isinstance(given, str) else type(given).__name__

@@ -82,7 +82,7 @@ def test_round_to_counts_what_whole_groups_take_along() -> None:
         ({"ratio": 1.0}, "ratio is 1.0; it is the fraction of channels to remove, 0 <= ratio < 1"),
         ({"ratio": -0.1}, "ratio is -0.1; it is the fraction of channels to remove, 0 <= ratio < 1"),
         ({"ratio": float("nan")}, "ratio is nan; it is the fraction of channels to remove, 0 <= ratio < 1"),
-        ({"ratio": 0.5, "scope": "local"}, "scope is 'local'; choose uniform or global"),
+        ({"ratio": 0.5, "scope": "local"}, "scope is 'local'; choose uniform, global or tod"),
         ({"ratio": 0.5, "min_channels": 0}, "min-channels is 0; every layer keeps at least 1 channel"),
         ({"ratio": 0.5, "round_to": 0}, "round-to is 0; kept channels are rounded up to a multiple of it, at least 1"),
     ],

@@ -21,13 +21,38 @@ def prune(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="The pruned model.", show_default=False)
     ] = None,
-    ratio: Annotated[float, typer.Option(help="Fraction of the channels to remove, 0 <= ratio < 1.")] = 0.5,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of the channels to remove, 0 <= ratio < 1; 0.5.", show_default=False)
+    ] = None,
     criterion: Annotated[
-        str, typer.Option(metavar="NAME", help=f"What makes a channel important: {', '.join(CRITERIA)}.")
-    ] = "l1",
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"What makes a channel important: {', '.join(CRITERIA)}; l1, for --scope tod wasserstein.",
+            show_default=False,
+        ),
+    ] = "auto",
     scope: Annotated[
-        str, typer.Option(metavar="SCOPE", help="uniform: from every group; global: all ranked together.")
+        str,
+        typer.Option(metavar="SCOPE", help="uniform: from every group; global: all ranked together; tod: as --tod allows."),
     ] = "uniform",
+    tod: Annotated[
+        float | None,
+        typer.Option(metavar="LEVEL", help="How far the rankings may contradict each other, 0 to 1; 0.05.", show_default=False),
+    ] = None,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="own|after|GROUP=TENSOR",
+            help="Where wasserstein looks at channels: their layers' outputs, what reads them, or a tensor.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Samples of each class that wasserstein compares.")] = 32,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take saved scores instead of measuring.", show_default=False)
+    ] = None,
+    save_scores: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the scores as JSON.", show_default=False)] = None,
     ratios: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="Ratios of their own for some groups, by pattern.", show_default=False),
@@ -83,15 +108,18 @@ def prune(
     """Cut channels out of a model, prove that the result equals the masked original, and write it."""
     if output is None and not dry_run:
         raise typer.BadParameter("give the pruned model's path, or --dry-run", param_hint="-o")
-    written = [path.resolve() for path in (output, save_plan, report, picture, tape) if path is not None]
+    written = [path.resolve() for path in (output, save_plan, save_scores, report, picture, tape) if path is not None]
     if len(set(written)) < len(written):
         raise typer.BadParameter("everything that is written needs a path of its own", param_hint="-o / --save-plan / --report")
     if picture is not None and step is None:
         raise typer.BadParameter("there is something to draw only where pruning goes in steps", param_hint="--step / --picture")
     if plan is not None and save_plan is not None:
         raise typer.BadParameter("a plan is either replayed or saved", param_hint="--plan / --save-plan")
+    if plan is not None and (scores is not None or save_scores is not None):
+        raise typer.BadParameter("a plan is replayed without scores", param_hint="--plan / --scores / --save-scores")
+    places = _places(analysis or [])
     with working() as progress:
-        for path in filter(None, (output, save_plan, report)):
+        for path in filter(None, (output, save_plan, save_scores, report)):
             check_output(path, model)
         if picture is not None:
             check_picture(picture)
@@ -100,6 +128,10 @@ def prune(
             ratio=ratio,
             criterion=criterion,
             scope=scope,
+            tod=tod,
+            scores=scores,
+            analysis=places,
+            samples=samples,
             data=data,
             seed=seed,
             min_channels=min_channels,
@@ -127,8 +159,19 @@ def prune(
             result.save(output, move=True)
         if save_plan is not None:
             result.plan.save(save_plan)
+        if save_scores is not None:
+            result.scores().save(save_scores)
         if report is not None:
             result.report.save(report)
         if picture is not None:
             draw(result.report.steps, picture, title=model.name)
     print(result.report)
+
+
+def _places(given: list[str]) -> str | dict[str, str]:
+    """Where channels are looked at, everywhere or group by group."""
+    alone = [place for place in given if "=" not in place]
+    pairs = {group: tensor for group, _, tensor in (place.rpartition("=") for place in given if "=" in place)}
+    if len(alone) > 1 or (alone and pairs):
+        raise typer.BadParameter("give one place for all groups, or GROUP=TENSOR for each of some", param_hint="--analysis")
+    return pairs or (alone[0] if alone else "own")

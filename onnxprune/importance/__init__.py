@@ -26,6 +26,7 @@ from onnxprune.importance.pairs import Nominator, Pairs
 from onnxprune.importance.paoding import MODES, Paoding
 from onnxprune.importance.reconstruction import Reconstruction
 from onnxprune.importance.saliency import Saliency
+from onnxprune.importance.saved import Saved, ScoreTable
 from onnxprune.importance.scene import Scene, Units
 from onnxprune.importance.stochastic import Stochastic
 from onnxprune.importance.taylor import Taylor
@@ -87,7 +88,9 @@ __all__ = [
     "Random",
     "Reconstruction",
     "Saliency",
+    "Saved",
     "Scene",
+    "ScoreTable",
     "Stochastic",
     "Taylor",
     "Units",

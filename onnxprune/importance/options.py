@@ -21,6 +21,8 @@ class Options:
     many times as many candidates are looked at as leave. ``interval``: of the model's inputs. ``compat``: ``"paoding-1.0"``
     chooses as that release does, for comparison. ``clusters``: how many clusters the k-means criteria part a group's filters
     into, by pattern as in :func:`~onnxprune.channels.chosen` (``"*"`` for all groups); where nothing is said, a fifth of them.
+    ``samples``: how many of each class wasserstein compares. ``analysis``: where it looks at channels: ``"own"``, what their
+    layers give out; ``"after"``, what reads them sees; or, for groups by pattern, one of these or the name of a tensor.
 
     Raises:
         OptionError: an option outside its range.

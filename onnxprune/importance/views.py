@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxprune.allocation import Scores
+from onnxprune.channels import chosen
 from onnxprune.errors import UsageError
 from onnxprune.importance.scene import Scene
 from onnxprune.labels import IntArray
@@ -39,17 +39,10 @@ def views(scene: Scene, analysis: str | Mapping[str, str] = "own") -> list[View]
     Raises:
         UsageError: there is no such group or tensor, or the group's channels do not lie in it one by one.
     """
-    groups = scene.coupling.groups
-    wishes = {} if isinstance(analysis, str) else dict(analysis)
-    for pattern in wishes:
-        if not any(_fits(group.name, pattern) for group in groups):
-            raise UsageError(f"analysis of {pattern!r}: no group is called so; `onnxprune inspect` lists their names")
-    default = analysis if isinstance(analysis, str) else "own"
-    found = []
-    for number, group in enumerate(groups):
-        where = next((place for pattern, place in wishes.items() if _fits(group.name, pattern)), default)
-        found += [View(number, *place) for place in _tensors(scene, number, where)]
-    return found
+    everywhere = analysis if isinstance(analysis, str) else "own"
+    wishes = chosen(scene.coupling, {} if isinstance(analysis, str) else analysis, "--analysis")
+    places = [_tensors(scene, number, wish or everywhere) for number, wish in enumerate(wishes)]
+    return [View(number, *place) for number, found in enumerate(places) for place in found]
 
 
 def _tensors(scene: Scene, number: int, where: str) -> list[tuple[str, int, IntArray]]:
@@ -65,10 +58,6 @@ def _tensors(scene: Scene, number: int, where: str) -> list[tuple[str, int, IntA
         after = {where: axis}
     found = [(name, axis, scene.places(number, name, axis)) for name, axis in (after or scene.made(number)).items()]
     return [(name, axis, places) for name, axis, places in found if places is not None]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def combined(scene: Scene, criterion: str, parts: Mapping[tuple[int, str], Scores]) -> list[Scores]:

@@ -80,14 +80,14 @@ class Wasserstein(Measured):
 def _parted(view: View, samples: int) -> list[View]:
     """A view of so many channels at a time that memory holds the projections of several."""
     count = -(-len(view.places) * samples * 4 * max(DIRECTIONS) * 4 // MEMORY)
-    return [replace(view, places=places) for places in np.array_split(view.places, count)]
+    return [replace(view, places=places) for places in np.array_split(view.places, min(count, len(view.places)))]
 
 
 def _portions(parts: Sequence[View], samples: int) -> Iterator[list[View]]:
     """As many views together as memory holds the projections of."""
     portion: list[View] = []
     for part in parts:
-        if (sum(len(view.places) for view in portion) + len(part.places)) * samples * 4 * max(DIRECTIONS) > MEMORY:
+        if portion and (sum(len(view.places) for view in portion) + len(part.places)) * samples * 4 * max(DIRECTIONS) > MEMORY:
             yield portion
             portion = []
         portion.append(part)

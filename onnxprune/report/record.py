@@ -51,6 +51,7 @@ class Report:
     steps: tuple[Step, ...] = ()
     stopped: str = ""
     zeroed: bool = False
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.report/1``)."""
@@ -74,6 +75,7 @@ class Report:
             "metrics": {side: dict(values) for side, values in self.metrics.items()},
             "steps": [step.to_dict() for step in self.steps],
             **({"stopped": self.stopped} if self.stopped else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
             **({"zeroed": True} if self.zeroed else {}),
             "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
         }
@@ -123,7 +125,7 @@ class Report:
         parts = [self._costs(), self._groups(), self._free(), self._frozen()]
         if len(self.steps) > 1:
             parts.append(str(Tape({}, self.steps)))
-        parts += [self.stopped, self.proof]
+        parts += [self.stopped, *(f"note: {note}" for note in self.notes), self.proof]
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
         return "\n\n".join(p for p in parts if p)
