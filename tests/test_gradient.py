@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.errors import ModelError
-from onnxprune.gradient import ZERO, backward, find, registry
+from onnxprune.gradient import Derivative, backward, derivative, find, registry
 from onnxprune.graph import load
+from onnxprune.rules import table
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
 
@@ -137,7 +138,25 @@ def test_rules(case: Case) -> None:
 
 def test_every_rule_has_a_case() -> None:
     assert {case.op for case in CASES} | {"SimplifiedLayerNormalization"} == set(registry._VJPS)
-    assert not ZERO & set(registry._VJPS)
+
+
+def test_something_is_known_of_every_operator() -> None:
+    """An operator with a rule for pruning, or one that ONNX has in the opsets that are common, is in one table."""
+    known = {rule.op for rule in table() if not rule.domain}
+    known |= {s.name for s in onnx.defs.get_all_schemas_with_history() if not s.domain and s.since_version <= 24}
+    found = {op: derivative(op) for op in known}
+    assert found["Relu"] is Derivative.RULE
+    assert found["Hardmax"] is Derivative.ZERO
+    assert found["LSTM"] is derivative("BiasGelu", "com.microsoft") is Derivative.DIFFERENCES
+    assert not set(registry._VJPS) - known
+
+
+def test_an_operator_of_which_nothing_is_known_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyError, match="NewOperator"):
+        derivative("NewOperator")
+    monkeypatch.setitem(registry._VJPS, "LSTM", lambda *_: ())
+    with pytest.raises(KeyError, match="LSTM"):
+        derivative("LSTM")
 
 
 def test_the_name_that_onnxruntime_gives_rms_normalization() -> None:

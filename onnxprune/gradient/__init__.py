@@ -21,12 +21,14 @@ True
 
 from onnxprune.gradient import definition, elementwise, indexing, linear, movement, normalization, pooling, reduction, sampling
 from onnxprune.gradient.backward import Backward, backward
+from onnxprune.gradient.coverage import Derivative, derivative
 from onnxprune.gradient.differentiate import LOSS, Gate, GradientGraph, Wrt, differentiate, gradient_graph
 from onnxprune.gradient.loss import LOSSES, before
 from onnxprune.gradient.registry import ZERO, find, vjp
 
 __all__ = [
     "Backward",
+    "Derivative",
     "Gate",
     "GradientGraph",
     "LOSS",
@@ -36,6 +38,7 @@ __all__ = [
     "backward",
     "before",
     "definition",
+    "derivative",
     "differentiate",
     "elementwise",
     "find",
