@@ -268,11 +268,13 @@ def _take(model: ModelProto, fed: Collection[str]) -> None:
         UsageError: one is in a subgraph.
     """
     graph, wanted = model.graph, set(fed)
-    for kept, taken in ((graph.initializer, "name"), (graph.input, "name")):
-        for k in reversed(range(len(kept))):
-            if getattr(kept[k], taken) in wanted:
-                wanted.discard(kept[k].name) if kept is graph.initializer else None
-                del kept[k]
+    for k in reversed(range(len(graph.input))):  # where initializers are listed too, in models of old
+        if graph.input[k].name in wanted:
+            del graph.input[k]
+    for k in reversed(range(len(graph.initializer))):
+        if graph.initializer[k].name in wanted:
+            wanted.discard(graph.initializer[k].name)
+            del graph.initializer[k]
     for k in reversed(range(len(graph.node))):
         if graph.node[k].op_type == "Constant" and graph.node[k].output[0] in wanted:
             wanted.discard(graph.node[k].output[0])
