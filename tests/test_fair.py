@@ -434,6 +434,31 @@ def test_a_label_beyond_the_classes() -> None:
         onnxprune.prune(net(), criterion="reconstruction", data=samples("net") | {"labels": np.full(21, 7)})
 
 
+@pytest.mark.parametrize("criterion", ["wasserstein", "reconstruction"])
+def test_what_is_not_finite_is_refused(criterion: str) -> None:
+    data = samples("net")
+    data["x"][0] = 3e38
+    text = (
+        rf"^criterion '{criterion}' is not finite for channel \d of group 'conv1': the model or its gradient overflows on the data; "
+        "take another criterion, or other data$"
+    )
+    with pytest.raises(onnxprune.ModelError, match=text):
+        onnxprune.prune(net(), criterion=criterion, data=data)
+
+
+def test_quantised_weights_have_no_derivative() -> None:
+    small = onnxprune.quantize(net(), "int8", data=samples("net")).model
+    with pytest.raises(onnxprune.ModelError, match=r"has quantised weights \('.*'\), by which the loss has no derivative; take"):
+        onnxprune.prune(small, criterion="reconstruction", data=samples("net"))
+    assert onnxprune.prune(small, criterion="wasserstein", data=samples("net")).report.verification.passed
+
+
+def test_nothing_to_prune() -> None:
+    result = onnxprune.prune(net(), scope="tod", freeze=("conv*", "dense"), data=samples("net"))
+    assert not result.report.groups
+    assert Wasserstein().measure(scene(net(), samples("net")))
+
+
 def test_a_group_alone_can_t_be_scored() -> None:
     coupling = analyse(load(net()))
     with pytest.raises(UsageError, match="criterion 'wasserstein' is measured on the whole model"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
+
 from onnxprune.allocation import Scores
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import Dataset
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Pairs
 from onnxprune.importance.scene import Scene
@@ -33,8 +35,23 @@ class Measured(ABC):
         """
 
     def rank(self, scene: Scene, number: int) -> Scores:
-        """Float64 (channels,), larger = keep."""
-        return scene.measured(self, self.measure, number)
+        """Float64 (channels,), larger = keep.
+
+        Raises:
+            ModelError: the model gives NaN or infinity.
+        """
+        return scene.measured(self, self._finite, number)
+
+    def _finite(self, scene: Scene) -> list[Scores]:
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            found = self.measure(scene)
+        for group, scores in zip(scene.coupling.groups, found, strict=True):
+            if not np.isfinite(scores).all():
+                raise ModelError(
+                    f"criterion {self.name!r} is not finite for channel {int(np.argmin(np.isfinite(scores)))} of group "
+                    f"{group.name!r}: the model or its gradient overflows on the data; take another criterion, or other data"
+                )
+        return found
 
     def nominate(self, scene: Scene, number: int, count: int) -> Pairs | None:
         """Those of the lowest scores leave."""

@@ -8,11 +8,12 @@ import numpy as np
 
 from onnxprune.allocation import Scores
 from onnxprune.channels import Member
-from onnxprune.errors import GradientError
+from onnxprune.errors import GradientError, ModelError
 from onnxprune.gradient import Gate, Wrt
 from onnxprune.importance.calibration import Calibration
 from onnxprune.importance.measured import Measured
 from onnxprune.importance.scene import Scene
+from onnxprune.weights import FLOATS
 
 STEP = 1 / 64
 """How far a unit's weights are scaled up and down for a central difference."""
@@ -101,8 +102,17 @@ def slopes(scene: Scene, calibration: Calibration, wrt: Mapping[int, list[Wrt]])
 
 
 def differences(scene: Scene, calibration: Calibration, number: int, seed: int) -> Scores:
-    """The same by central differences: the weights that make a channel are scaled up and down, one channel at a time."""
+    """The same by central differences: the weights that make a channel are scaled up and down, one channel at a time.
+
+    Raises:
+        ModelError: the weights are quantised.
+    """
     group, members = scene.coupling.groups[number], _producers(scene, number)
+    for tensor in (m.site.tensor for m in members if scene.graph.weights.elem_type(m.site.tensor) not in FLOATS):
+        raise ModelError(
+            f"group {group.name!r} has quantised weights ({tensor!r}), by which the loss has no derivative; "
+            "take another criterion, or prune before quantising"
+        )
     rows = np.sort(np.random.default_rng(seed).permutation(calibration.data.samples)[:SAMPLES])
     stored = {m.site.tensor: calibration.graph.weights.read(m.site.tensor) for m in members}
     loss = calibration.loss_of(list(stored), rows)

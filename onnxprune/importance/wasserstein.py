@@ -91,7 +91,8 @@ def _portions(parts: Sequence[View], samples: int) -> Iterator[list[View]]:
             yield portion
             portion = []
         portion.append(part)
-    yield portion
+    if portion:
+        yield portion
 
 
 def distances(points: Array, labels: IntArray) -> Scores:
