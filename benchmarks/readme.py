@@ -2,8 +2,8 @@
 
     python benchmarks/readme.py
 
-Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from coverage.json, latency.json,
-speed.json, huge.json and quantize.json beside this script, which their own scripts make.
+Each block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. Results come from the files ``NAME.json``
+beside this script, which the scripts of the same names make.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def blocks() -> dict[str, str]:
     """The text of every generated block."""
     results = {
         name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact")
+        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness")
     }
     return {
         "operators": table(),
@@ -43,6 +43,7 @@ def blocks() -> dict[str, str]:
         "quantize": _quantize(results["quantize"]),
         "paoding": _paoding(results["paoding"]),
         "impact": _impact(results["impact"]),
+        "robustness": _robustness(results["robustness"]),
     }
 
 
@@ -72,6 +73,18 @@ def _impact(found: dict[str, Any]) -> str:
         f"{found['step_s']:.2f} CPU seconds, {found['step_over_product']:.1f} times one product of two "
         f"{found['width']} x {found['width']} matrices."
     )
+
+
+def _robustness(results: dict[str, Any]) -> str:
+    """The attacks of each network at the last epsilons that were tried, and how far torch's figures are at most."""
+    rows = ["| network | attack | samples | still right, by epsilon | largest gap to torch | gradients over forward passes |"]
+    rows.append("|---|---|--:|---|--:|--:|")
+    for name, found in results.items():
+        for kind, shares in ((k, v) for k, v in found.items() if isinstance(v, dict) and "torch" in v):
+            right = ", ".join(f"{100 * share:.1f} ({e})" for e, share in list(shares["graph"].items())[-5:])
+            gap, samples = found[f"{kind}: largest gap in points"], found[f"{kind}: samples"]
+            rows.append(f"| {name} | {kind} | {samples} | {right} | {gap:.1f} | {found['gradients over forward passes']:.1f} |")
+    return "\n".join(rows)
 
 
 def fill(text: str, parts: dict[str, str]) -> str:

@@ -1,21 +1,20 @@
-"""FGSM by finite differences against FGSM with exact gradients, and what it costs over bare forward passes.
+"""Attacks with the package's gradients against the same attacks in torch, and what gradients cost.
 
-    python benchmarks/robustness.py FOLDER --data FILE.npz [--samples 500] [--names mnist_cnn ...]
+    python benchmarks/robustness.py MODEL.onnx FILE.npz [--samples N] [--pgd N] [--differences N] [--runs N]
 
-FOLDER holds classifiers (``*.onnx``, with the operators below), FILE.npz their test samples and labels. Exact gradients
-need torch, which the package itself does not: without it those rows are left out. Where a max-pool's inputs are equal (a
-plain background), torch takes the first as the largest; "mean over ties" averages over random choices. Each model is
-attacked at every epsilon, as a share of the data's range, with differences along all coordinates and along blocks for a
-quarter and a sixteenth of the passes. Cost: wall time of the whole evaluation over that of the same number of samples
-through the model in onnxruntime, 64 at a time in one session, with one thread or one per core, whichever is faster. Results
-go to robustness.json beside this script.
+MODEL is a classifier of the operators below with one input, FILE has its samples and labels. torch, in float64, runs the
+same graph, and attacks it by the gradient of its cross-entropy: FGSM, and PGD of ten steps in both norms, at every epsilon
+(of ``linf`` as a share of the data's range; of ``l2`` that times a quarter of the square root of the number of values). A
+sample counts as wrong if it is so after any step. ``--pgd N``: PGD on the first N samples. ``--differences N``: FGSM by
+finite differences too, on the first N, along all coordinates and along blocks for a quarter and a sixteenth of the passes.
+Cost: of the gradients of 64 samples over a forward pass of them in onnxruntime: processor time of one thread, the shortest
+of ``--runs``. Results go to robustness.json beside this script, a row for each model. Needs ``torch`` (last run with 2.13).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,156 +22,217 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import numpy_helper
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
 
 import onnxprune
-
-try:
-    import torch
-except ImportError:
-    torch = None
+from onnxprune.data import fixed_batch
+from onnxprune.evaluate import differentiated
+from onnxprune.graph import load
+from onnxprune.runtime import Session
+from onnxprune.shapes import infer
 
 HERE = Path(__file__).parent
-EPSILONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-BATCH = 64
+SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+ATTACKS: dict[str, dict[str, Any]] = {
+    "fgsm": {},
+    "pgd": {"attack": "pgd"},
+    "pgd, l2": {"attack": "pgd", "norm": "l2"},
+}
+BATCH, STEPS = 64, 10
 
 
-def _pool(x: Any, a: dict[str, Any]) -> Any:
-    kernel = a["kernel_shape"]
-    if any(a.get("pads", [])) or a.get("auto_pad", b"NOTSET") != b"NOTSET" or a.get("ceil_mode"):
-        raise NotImplementedError("padded pooling")
-    return torch.nn.functional.max_pool2d(x, kernel, a.get("strides", [1] * len(kernel)))
+def _plain(a: dict[str, Any]) -> tuple[int, ...]:
+    """Padding that is the same on both sides."""
+    pads = a.get("pads", [0, 0, 0, 0])
+    if pads[:2] != pads[2:] or a.get("auto_pad", b"NOTSET") != b"NOTSET" or a.get("ceil_mode"):
+        raise NotImplementedError(f"padding {a}")
+    return tuple(pads[:2])
+
+
+def _max_pool(x: Any, a: dict[str, Any]) -> Any:
+    return F.max_pool2d(x, a["kernel_shape"], a.get("strides", 1), _plain(a))
+
+
+def _average_pool(x: Any, a: dict[str, Any]) -> Any:
+    return F.avg_pool2d(x, a["kernel_shape"], a.get("strides", 1), _plain(a), count_include_pad=bool(a.get("count_include_pad")))
 
 
 def _conv(x: Any, a: dict[str, Any], w: Any, b: Any = None) -> Any:
-    pads = a.get("pads", [0, 0, 0, 0])
-    if pads[:2] != pads[2:] or a.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise NotImplementedError("uneven padding")
-    return torch.nn.functional.conv2d(x, w, b, a.get("strides", 1), tuple(pads[:2]), a.get("dilations", 1), a.get("group", 1))
+    return F.conv2d(x, w, b, a.get("strides", 1), _plain(a), a.get("dilations", 1), a.get("group", 1))
 
 
 def _gemm(x: Any, a: dict[str, Any], w: Any, b: Any = 0.0) -> Any:
     return a.get("alpha", 1.0) * x @ (w.T if a.get("transB") else w) + a.get("beta", 1.0) * b
 
 
+def _slice(x: Any, a: dict[str, Any], starts: Any, ends: Any, axes: Any, steps: Any) -> Any:
+    for start, end, axis, step in zip(*(t.tolist() for t in (starts, ends, axes, steps)), strict=True):
+        x = x.index_select(axis, torch.tensor(range(x.shape[axis])[start:end:step]))
+    return x
+
+
+def _pad(x: Any, a: dict[str, Any], pads: Any, value: Any = 0.0) -> Any:
+    sizes = pads.reshape(2, -1).T.flip(0).flatten().tolist()
+    return F.pad(x, sizes, value=float(value))
+
+
+def _filled(shape: Any, a: dict[str, Any]) -> Any:
+    return torch.full(shape.tolist(), numpy_helper.to_array(a["value"]).item())
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": lambda x, a, y: x + y,
+    "AveragePool": _average_pool,
+    "Cast": lambda x, a: x,
+    "Concat": lambda x, a, *others: torch.cat([x, *others], a["axis"]),
+    "ConstantOfShape": _filled,
     "Conv": _conv,
     "Flatten": lambda x, a: x.flatten(1),
+    "Gather": lambda x, a, i: x[i],
     "Gemm": _gemm,
     "MatMul": lambda x, a, y: x @ y,
-    "MaxPool": _pool,
+    "MaxPool": _max_pool,
+    "Pad": _pad,
     "Relu": lambda x, a: x.relu(),
-    "Sigmoid": lambda x, a: x.sigmoid(),
-    "Tanh": lambda x, a: x.tanh(),
+    "Reshape": lambda x, a, shape: x.reshape(shape.tolist()),
+    "Shape": lambda x, a: torch.tensor(x.shape),
+    "Slice": _slice,
+    "Transpose": lambda x, a: x.permute(a["perm"]),
+    "Unsqueeze": lambda x, a, axes: x.unsqueeze(int(axes)),
 }
 
 
-class Exact:
-    """A network in torch, float64."""
+def tensor(values: np.ndarray) -> Any:
+    """In torch, floats in float64."""
+    return torch.tensor(values, dtype=torch.float64 if values.dtype.kind == "f" else None)
+
+
+class Reference:
+    """A network in torch."""
 
     def __init__(self, path: Path) -> None:
         self.graph = onnx.load(path).graph
-        self.stored = {t.name: torch.tensor(numpy_helper.to_array(t), dtype=torch.float64) for t in self.graph.initializer}
+        self.stored = {t.name: tensor(numpy_helper.to_array(t)) for t in self.graph.initializer}
         self.input = next(v.name for v in self.graph.input if v.name not in self.stored)
 
     def __call__(self, x: Any) -> Any:
         """Logits."""
         values = {**self.stored, self.input: x}
         for node in self.graph.node:
-            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            first, *others = (values[name] for name in node.input)
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            if node.op_type == "Constant":
+                values[node.output[0]] = tensor(numpy_helper.to_array(attributes["value"]))
+                continue
+            first, *others = (values[name] for name in node.input if name)
             values[node.output[0]] = OPERATORS[node.op_type](first, attributes, *others)
         return values[self.graph.output[0].name]
 
-    def gradient(self, x: Any, target: Any) -> Any:
+    def gradient(self, x: Any, labels: Any) -> Any:
         """Of the cross-entropy."""
         given = x.clone().requires_grad_()
-        torch.nn.functional.cross_entropy(self(given), target, reduction="sum").backward()
+        F.cross_entropy(self(given), labels, reduction="sum").backward()
         return given.grad
 
-    def robust(self, x: np.ndarray, labels: np.ndarray, epsilons: tuple[float, ...], breaks: int = 0) -> dict[str, float]:
-        """Share of all samples that are classified right before and after FGSM on the cross-entropy.
+    def right(self, x: Any, labels: Any) -> Any:
+        """Which samples are classified right."""
+        with torch.no_grad():
+            return self(x).argmax(1) == labels
 
-        Args:
-            breaks: average the gradient over so many ways to break ties at the samples (noise of 1e-6 of the range).
-        """
-        given, target = torch.tensor(x, dtype=torch.float64), torch.tensor(labels)
-        low, high = float(x.min()), float(x.max())
-        torch.manual_seed(0)
-        noisy = [given + 1e-6 * (high - low) * (2 * torch.rand_like(given) - 1) for _ in range(breaks)]
-        sign = sum(self.gradient(at, target) for at in noisy or [given]).sign()
-        right = self(given).argmax(1) == target
-        found = {}
-        for epsilon in epsilons:
-            moved = (given + epsilon * sign).clamp(low, high)
-            found[f"{epsilon:.12g}"] = float((right & (self(moved).argmax(1) == target)).double().mean())
-        return found
+    def robust(self, x: Any, labels: Any, epsilon: float, limits: tuple[float, float], steps: int, norm: str) -> int:
+        """How many samples are right before the attack and after every step of it."""
+        moved, right, size = x, self.right(x, labels), epsilon if steps == 1 else 2.5 * epsilon / steps
+        for _ in range(steps):
+            slope = self.gradient(moved, labels)
+            if norm == "linf":
+                change = (moved + size * slope.sign() - x).clamp(-epsilon, epsilon)
+            else:
+                change = moved + size * slope / self.length(slope).clamp_min(1e-300) - x
+                change = change * (epsilon / self.length(change).clamp_min(1e-300)).clamp_max(1)
+            moved = (x + change).clamp(*limits)
+            right &= self.right(moved, labels)
+        return int(right.sum())
+
+    @staticmethod
+    def length(x: Any) -> Any:
+        """Of each sample, in a shape that multiplies it."""
+        return x.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)[(...,) + (0,) * (4 - x.ndim)]
 
 
-def bare(path: Path, x: np.ndarray, passes: int, threads: int) -> float:
-    """Seconds for so many samples through the model, and nothing else."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = {session.get_inputs()[0].name: np.resize(x, (BATCH, *x.shape[1:]))}
-    runs = max(1, round(passes / BATCH))
-    session.run(None, feeds)
-    start = time.perf_counter()
+def cost(path: Path, x: np.ndarray, labels: np.ndarray, runs: int) -> float:
+    """Gradients of some samples over a forward pass of them."""
+    graph = load(path)
+    inputs = {graph.inputs[0].name: np.resize(x, (fixed_batch(graph.inputs) or BATCH, *x.shape[1:]))}
+    backward = differentiated(graph, infer(graph), list(inputs))
+    feeds = backward.feeds(inputs, np.resize(labels, len(next(iter(inputs.values())))))
+    sessions = [Session(backward.model), Session(graph.assemble().ready())]
+    timed: list[list[float]] = [[], []]
     for _ in range(runs):
-        session.run(None, feeds)
-    return (time.perf_counter() - start) * passes / (runs * BATCH)
+        for seconds, session, given in zip(timed, sessions, (feeds, inputs), strict=True):
+            start = time.process_time()
+            session.run(given)
+            seconds.append(time.process_time() - start)
+    return min(timed[0]) / min(timed[1])
 
 
-def measure(path: Path, x: np.ndarray, labels: np.ndarray, runs: int) -> dict[str, Any]:
+def measure(path: Path, x: np.ndarray, labels: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
     """One network's row."""
-    spread = float(x.max() - x.min())
-    epsilons = tuple(share * spread for share in EPSILONS)
-    coordinates = 2 * x[0].size * len(x)
-    row: dict[str, Any] = {"samples": len(x), "coordinates": x[0].size, "spread": spread}
-    if torch is not None:
-        row["exact"] = Exact(path).robust(x, labels, epsilons)
-        row["exact, mean over ties"] = Exact(path).robust(x, labels, epsilons, breaks=8)
-    for share in (1, 4, 16):
-        evaluator = onnxprune.Evaluator(epsilons, budget=coordinates // share)
-        found = evaluator.evaluate(path, (x, labels))
-        metrics = found.metrics()
-        row["clean"], row["noise"] = metrics["accuracy"], metrics["noise_accuracy"]
-        row[f"finite differences, 1/{share} of the passes" if share > 1 else "finite differences"] = metrics["robust_accuracy"]
-    few = x[: max(1, len(x) // 5)], labels[: max(1, len(x) // 5)]
-    ratios = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        found = onnxprune.Evaluator(epsilons, budget=coordinates).evaluate(path, few)
-        seconds = time.perf_counter() - start
-        ratios.append(seconds / min(bare(path, x, found.forward_passes, threads) for threads in {1, os.cpu_count() or 1}))
-    row["cost over bare passes"] = sorted(ratios)
+    low, high = float(x.min()), float(x.max())
+    network, row = Reference(path), {"values": x[0].size, "range": [low, high]}
+    for name, settings in ATTACKS.items():
+        norm, steps = settings.get("norm", "linf"), STEPS if settings else 1
+        unit = (high - low) * (x[0].size ** 0.5 / 4 if norm == "l2" else 1)
+        epsilons = [share * unit for share in (SHARES[::2] if settings else SHARES)]
+        if settings:
+            x, labels = x[: options.pgd], labels[: options.pgd]
+        found = onnxprune.Evaluator(epsilons, gradient="graph", clip=(low, high), **settings).evaluate(path, (x, labels))
+        row[f"{name}: samples"], row[f"{name}: accuracy"] = len(x), found.accuracy
+        shares: dict[str, dict[str, float]] = {"graph": {}, "torch": {}}
+        for epsilon in epsilons:
+            expected = 0
+            for rows in np.array_split(np.arange(len(x)), -(-len(x) // BATCH)):
+                given = tensor(x[rows]), torch.tensor(labels[rows])
+                expected += network.robust(*given, epsilon, (low, high), steps, norm)
+            shares["graph"][f"{epsilon:.4g}"] = found.robust_accuracy[epsilon]
+            shares["torch"][f"{epsilon:.4g}"] = expected / len(x)
+        row[name] = shares
+        row[f"{name}: largest gap in points"] = 100 * max(
+            abs(a - b) for a, b in zip(shares["graph"].values(), shares["torch"].values(), strict=True)
+        )
+        print(path.stem, name, *(f"{e}: {a:.3f} {shares['torch'][e]:.3f}" for e, a in shares["graph"].items()), flush=True)
+    if options.differences:
+        few = x[: options.differences], labels[: options.differences]
+        epsilons, all_passes = [share * (high - low) for share in SHARES], 2 * x[0].size * len(few[0])
+        row["finite differences"] = {"samples": len(few[0])}
+        for kind, gradients in {
+            "graph": {"gradient": "graph"},
+            **{f"1/{n} of the passes": {"gradient": "finite-difference", "budget": all_passes // n} for n in (1, 4, 16)},
+        }.items():
+            found = onnxprune.Evaluator(epsilons, **gradients).evaluate(path, few)
+            row["finite differences"][kind] = {f"{e:.4g}": share for e, share in found.robust_accuracy.items()}
+            print(path.stem, kind, *(f"{e:.4g}: {share:.3f}" for e, share in found.robust_accuracy.items()), flush=True)
+    row["gradients over forward passes"] = cost(path, x, labels, options.runs)
+    print(path.stem, f"gradients cost {row['gradients over forward passes']:.2f} forward passes", flush=True)
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--names", nargs="*")
-    parser.add_argument("--runs", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--pgd", type=int, default=200)
+    parser.add_argument("--differences", type=int, default=0)
+    parser.add_argument("--runs", type=int, default=50)
     options = parser.parse_args()
     with np.load(options.data) as archive:
         labels = archive["labels"][: options.samples]
         x = next(archive[name] for name in archive.files if name != "labels")[: options.samples]
     target = HERE / "robustness.json"
     rows = json.loads(target.read_text()) if target.exists() else {}
-    for path in sorted(options.folder.glob("*.onnx")):
-        if options.names and path.stem not in options.names:
-            continue
-        row = rows[path.stem] = measure(path, x, labels, options.runs)
-        print(path.stem, f"clean {row['clean']:.3f}, cost {np.median(row['cost over bare passes']):.2f} x bare passes")
-        for kind, shares in row.items():
-            if isinstance(shares, dict):
-                print(f"  {kind:40s}", "  ".join(f"{e}: {share:.3f}" for e, share in shares.items()), flush=True)
-        target.write_text(json.dumps(rows, indent=1) + "\n")
+    rows[options.model.stem] = measure(options.model, x, labels, options)
+    target.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

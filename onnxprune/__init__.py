@@ -23,6 +23,7 @@ from onnxprune.errors import (
 )
 from onnxprune.evaluation import Evaluation
 from onnxprune.evaluator import Evaluator
+from onnxprune.finetune import Finetuned, finetune
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
@@ -34,6 +35,7 @@ from onnxprune.sweep import Sweep, sweep
 __all__ = [
     # verbs
     "compare",
+    "finetune",
     "inspect",
     "prune",
     "quantize",
@@ -46,6 +48,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Evaluator",
+    "Finetuned",
     "Plan",
     "Pruner",
     "Quantized",

@@ -5,6 +5,7 @@
     │   └── GradientError    a derivative is asked for that can't be written
     ├── PlanError            a plan does not fit the model
     ├── TapeError            a tape of progressive pruning can't be read, or is of another run
+    ├── SidecarError         what brings back a sparse model's weights can't be read, or is of another model
     ├── StateError           the state of a training run can't be read, or is of another run
     ├── DataError            calibration or evaluation data do not fit the model
     ├── OptionError          an option has a value that makes no sense
@@ -40,6 +41,10 @@ class PlanError(OnnxpruneError):
 
 class TapeError(OnnxpruneError):
     """A tape of progressive pruning that can't be read, or is of a run with other settings."""
+
+
+class SidecarError(OnnxpruneError):
+    """The file that brings back a sparse model's weights can't be read, or belongs to another model."""
 
 
 class StateError(OnnxpruneError):

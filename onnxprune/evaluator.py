@@ -208,10 +208,10 @@ class Evaluator:
         tell("load")
         graph = _load(model)
         dataset = self._read(data, graph)
-        source = self._source(graph, dataset)
-        budget = self._plan(source, dataset, original is not None)
         session = Session(graph.assemble().ready(), threads=2)
         self._check(predict(session, dataset.take(slice(0, 1)), graph.inputs), dataset)
+        source = self._source(graph, dataset)
+        budget = self._plan(source, dataset, original is not None)
         if announce is not None:
             announce(budget)
         tell("predict")

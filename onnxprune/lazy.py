@@ -7,7 +7,7 @@ data that is written without ever holding a whole tensor, however large the mode
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,19 +39,24 @@ _Place = tuple[str, int, int]
 
 _BoolArray = npt.NDArray[np.bool_]
 
+Edit = Callable[[Array, Box], Array]
+"""(part of a tensor, which one) -> new values of the same shape and type; what it was given stays as it is."""
+
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
     """What becomes of a stored tensor: some indices of its axes get another value, some leave.
 
     ``filled``: axis, which of its indices, and their value (or values, which broadcast to the stored tensor).
-    ``kept``: for each axis, which of its indices stay; empty where all do.
+    ``kept``: for each axis, which of its indices stay; empty where all do. ``edit``: makes new values of a part of the
+    stored ones, whatever part that is, before anything else.
     """
 
     origin: TensorProto
     folder: Path | None = None
     filled: tuple[tuple[int, _BoolArray, Array | float], ...] = ()
     kept: tuple[_BoolArray, ...] = ()
+    edit: Edit | None = None
 
     def fill(self, axis: int, which: _BoolArray, value: Array | float = 0) -> LazyTensor:
         """The same with some indices of an axis set to a value."""
@@ -64,7 +69,7 @@ class LazyTensor:
     @property
     def external(self) -> bool:
         """Whether the bytes lie in a file just as they are."""
-        return is_external(self.origin) and not (self.filled or self.kept)
+        return is_external(self.origin) and self._unchanged
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -86,8 +91,8 @@ class LazyTensor:
 
     def proto(self) -> TensorProto:
         """The tensor with its bytes inside the proto: the stored one itself where that is what it is."""
-        unchanged = not (self.filled or self.kept or is_external(self.origin))
-        return self.origin if unchanged else replaced(self.origin, self.values())
+        as_is = self._unchanged and not is_external(self.origin)
+        return self.origin if as_is else replaced(self.origin, self.values())
 
     def values(self) -> Array:
         """All values at once; treat them as read-only."""
@@ -102,7 +107,13 @@ class LazyTensor:
         for box, part in pieces(read_tensor(self.origin, self.origin.name, self.folder), _BLOCK):
             yield np.ascontiguousarray(self._made(part, box)).reshape(-1).view(np.uint8)
 
+    @property
+    def _unchanged(self) -> bool:
+        return not (self.filled or self.kept or self.edit)
+
     def _made(self, part: Array, box: Box) -> Array:
+        if self.edit is not None:
+            part = self.edit(part, box)
         for axis, which, value in self.filled:
             here = which[box[axis]]
             if here.any():

@@ -133,13 +133,14 @@ def masks(
     """
     choice = Choice(sparsity, granularity, scope, bernoulli, normalise)
     known = {name: Layout.of(values.shape) for name, values in weights.items()} | dict(layouts or {})
-    return dict(each_mask(weights, choice, np.random.default_rng(rng), known))
+    found = each_mask(weights, choice, np.random.default_rng(rng), known)
+    return {name: np.ascontiguousarray(mask).reshape(weights[name].shape) for name, mask in found}
 
 
 def each_mask(
     weights: Mapping[str, Array], choice: Choice, rng: np.random.Generator, layouts: Mapping[str, Layout]
 ) -> Iterator[tuple[str, BoolArray]]:
-    """The masks one after the other; each tensor is read when it is needed, and not kept."""
+    """The masks one after the other, of the layouts' shapes; each tensor is read when it is needed, and not kept."""
 
     def scores(name: str) -> Array:
         return unit_scores(weights[name], layouts[name], choice)
@@ -157,8 +158,7 @@ def each_mask(
             leaves = values < np.float64(limit)
         if choice.bernoulli < 1:
             leaves &= rng.random(leaves.shape) < choice.bernoulli
-        stays = np.broadcast_to(~leaves, layout.shape)
-        yield name, np.ascontiguousarray(stays).reshape(weights[name].shape)
+        yield name, np.broadcast_to(~leaves, layout.shape)
 
 
 def unit_scores(values: Array, layout: Layout, choice: Choice) -> Array:

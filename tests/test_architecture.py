@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
     "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
-    "runtime", "shapes", "rules", "labels", "flow", "channels", "bounds",
+    "runtime", "shapes", "rules", "labels", "flow", "filters", "channels", "bounds",
     "cost", "data", "allocation", "plan", "surgery", "remove", "lossless", "gradient", "evaluate", "importance", "compensate",
     "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "sweep", "pruner",
-    "finetune", "compare", "demo", "operators",
+    "finetune", "sparsify", "compare", "demo", "operators",
     "__init__", "cli", "__main__",
 ]
 # fmt: on

@@ -281,7 +281,7 @@ def labels_only() -> ModelProto:
 def test_a_model_of_classes_without_scores() -> None:
     found = Evaluator(attack=None).evaluate(labels_only(), GOOD)
     assert (found.accuracy, found.loss) == (pytest.approx(0.9), None)
-    for options in ({}, {"attack": None, "top_k": 2}):
+    for options in ({}, {"gradient": "graph"}, {"attack": None, "top_k": 2}):
         with pytest.raises(DataError, match="the model gives its predicted class but no float scores, so that "):
             Evaluator(**options).evaluate(labels_only(), GOOD)
 
@@ -302,8 +302,9 @@ def test_models_that_are_no_classifiers() -> None:
     proto = model(
         [helper.make_node("Neg", ["x"], ["out"])], {}, {"x": [TensorProto.FLOAT, "N", 4, 4]}, {"out": TensorProto.FLOAT}
     )
-    with pytest.raises(DataError, match=re.escape("no output of the model has the shape (samples, classes)")):
-        Evaluator(attack=None).evaluate(proto, {"x": np.ones((3, 4, 4), np.float32)})
+    for options in ({"attack": None}, {}, {"gradient": "graph"}):
+        with pytest.raises(DataError, match=re.escape("no output of the model has the shape (samples, classes)")):
+            Evaluator(**options).evaluate(proto, {"x": np.ones((3, 4, 4), np.float32)})
 
 
 def test_scores_that_are_nan() -> None:

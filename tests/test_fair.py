@@ -439,8 +439,8 @@ def test_what_is_not_finite_is_refused(criterion: str) -> None:
     data = samples("net")
     data["x"][0] = 3e38
     text = (
-        rf"^criterion '{criterion}' is not finite for channel \d of group 'conv1': the model or its gradient overflows on the data; "
-        "take another criterion, or other data$"
+        rf"^criterion '{criterion}' is not finite for channel \d of group 'conv1': the model or its gradient overflows on the "
+        "data; take another criterion, or other data$"
     )
     with pytest.raises(onnxprune.ModelError, match=text):
         onnxprune.prune(net(), criterion=criterion, data=data)

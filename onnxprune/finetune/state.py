@@ -53,12 +53,11 @@ class Keeper:
             OutputError: that is not possible; the last one is still there.
         """
         about = json.dumps({"schema": SCHEMA, "settings": self._settings, **state.about})
-        flat: dict[str, Any] = {
-            f"{kind}/{name}": values for kind, found in state.arrays.items() for name, values in found.items()
-        }
+        flat: dict[str, Any] = {_ABOUT: np.array(about)}
+        for kind, arrays in state.arrays.items():
+            flat |= {f"{kind}/{name}": values for name, values in arrays.items()}
         data = io.BytesIO()
-        arrays: dict[str, Any] = {_ABOUT: np.array(about), **flat}
-        np.savez(data, **arrays)
+        np.savez(data, **flat)
         write(data.getvalue(), self._path, "state")
 
     def load(self) -> State | None:
@@ -90,6 +89,8 @@ class Keeper:
         for key, values in flat.items():
             kind, _, name = key.partition("/")
             arrays.setdefault(kind, {})[name] = values
+        if not {"weights", "best"} <= set(arrays):
+            raise StateError(f"{where} lacks the weights; begin anew in another folder")
         return State(arrays, about)
 
 

@@ -1,39 +1,29 @@
-"""The training loop: batches through the gradient graph in one onnxruntime session, the weights fed at every step."""
+"""The training loop: epochs, the learning rate, validation, the best weights, and when to stop."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.clock import Progress
-from onnxprune.data import Dataset, fixed_batch
+from onnxprune.data import Dataset
 from onnxprune.evaluate import Labels, accuracy, agreement, classes
 from onnxprune.finetune.augment import augmented
+from onnxprune.finetune.model import Model, Original, Rows, Samples
 from onnxprune.finetune.optimiser import Optimiser, factor
 from onnxprune.finetune.state import Keeper, State
-from onnxprune.finetune.trainable import Training
-from onnxprune.gradient import LOSS
-from onnxprune.lazy import LazyModel
-from onnxprune.runtime import Session, tapped
-from onnxprune.structure import Port
 from onnxprune.weights import Array
-
-THREADS = 2
-"""Of onnxruntime in training."""
 
 _EXPLODED = 10.0
 """Training has diverged when the loss of an epoch is this many times that of the start, or of a model that knows nothing."""
 
 _CACHE = 1 << 28
 """Bytes of the original's outputs that are kept instead of being computed for every batch again."""
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,13 @@ class Epoch:
     learning_rate: float
     seconds: float
 
+    def __str__(self) -> str:
+        shares = (("accuracy", self.accuracy), ("agreement", self.agreement))
+        parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
+        parts += [f"validation loss {self.validation_loss:.4f}"] if self.validation_loss is not None else []
+        parts += [f"{name} {100 * share:.1f} %" for name, share in shares if share is not None]
+        return f"epoch {self.number}: {', '.join([*parts, f'{self.seconds:.1f} s'])}"
+
     @property
     def rank(self) -> tuple[float, float]:
         """Greater is better: by accuracy or else agreement, then by the loss."""
@@ -63,7 +60,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. ``rate``: the largest learning rate. ``seconds``: of the whole training, of all runs together."""
+    """How to train.
+
+    ``rate``: the largest learning rate. ``classes``: whether outputs are compared with the original's as classes. ``seconds``:
+    of the whole training, of all runs together.
+    """
 
     epochs: int
     batch: int
@@ -72,71 +73,9 @@ class Settings:
     warmup: float
     augment: tuple[str, ...]
     keep_zeros: bool
+    classes: bool
     seed: int
     seconds: float | None
-
-
-class Original:
-    """The model that is learned from. ``names``: the outputs that are learned."""
-
-    def __init__(self, session: Session, ports: Sequence[Port], names: Sequence[str]) -> None:
-        self._session, self._ports, self._names = session, ports, list(names)
-
-    def __call__(self, data: Dataset) -> dict[str, Array]:
-        """What it says about samples, by output."""
-        parts = [[v[:real] for v in self._session.run(feeds, self._names)] for feeds, real in data.batches(self._ports)]
-        return {name: np.concatenate(column) for name, *column in zip(self._names, *parts, strict=True)}
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples with what the original says about them, by output; without an original, nothing."""
-
-    data: Dataset
-    targets: Mapping[str, Array]
-
-    def take(self, rows: Rows) -> Samples:
-        """Some of them."""
-        return Samples(self.data.take(rows), {name: values[rows] for name, values in self.targets.items()})
-
-
-class Model:
-    """The model in training. ``weights``: by tensor, changed in place."""
-
-    def __init__(self, made: Training, ports: Sequence[Port], weights: dict[str, Array], outputs: Sequence[str]) -> None:
-        self.weights, self._gradient, self._batch = weights, made.gradient, fixed_batch(ports)
-        self._names = {name: made.gradient.outputs[name] for name in made.names}
-        self._training = Session(made.gradient.model, threads=THREADS)
-        forward = tapped(LazyModel(made.gradient.model, {}), [LOSS, *outputs], only=True)
-        self._forward = Session(forward.complete(), threads=THREADS)
-
-    def gradients(self, samples: Samples) -> tuple[float, dict[str, Array]]:
-        """The mean loss of some samples, and its derivatives by the weights."""
-        total = 0.0
-        found: dict[str, Array] = {}
-        for feeds, shares in self._feeds(samples, samples.data.samples, self.weights):
-            loss, *slopes = self._training.run(feeds, [LOSS, *self._names.values()])
-            total += float(loss.astype(np.float64) @ shares)
-            found = {n: found[n] + g if n in found else g for n, g in zip(self._names, slopes, strict=True)}
-        return total, found
-
-    def measure(self, samples: Samples, size: int, weights: Mapping[str, Array] | None = None) -> tuple[float, list[Array]]:
-        """The mean loss of some samples, ``size`` at a time, and the model's outputs for them."""
-        total, parts = 0.0, []
-        for feeds, shares in self._feeds(samples, size, self.weights if weights is None else weights):
-            loss, *outputs = self._forward.run(feeds)
-            total += float(loss.astype(np.float64) @ shares)
-            parts.append([values[: np.count_nonzero(shares)] for values in outputs])
-        return total, [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-    def _feeds(self, samples: Samples, size: int, weights: Mapping[str, Array]) -> Iterator[tuple[dict[str, Array], Floats]]:
-        """What goes into each run, and the shares of its samples in the mean, 0 for padding."""
-        count, size = samples.data.samples, self._batch or size
-        for start in range(0, count, size):
-            rows = np.arange(start, start + size if self._batch else min(start + size, count))
-            shares, part = np.where(rows < count, 1 / count, 0.0), samples.take(np.minimum(rows, count - 1))
-            given = self._gradient.feeds(part.data.inputs, part.data.labels, weights=shares, targets=part.targets)
-            yield {**given, **weights}, shares
 
 
 @dataclass(frozen=True)
@@ -234,13 +173,14 @@ class Trainer:
         """Measure and write down where training stands. Returns why it ends, if it does."""
         found: dict[str, float | None] = dict.fromkeys(("validation_loss", "accuracy", "agreement"))
         if self._held is not None:
-            found["validation_loss"], outputs = self._model.measure(self._held, self._settings.batch)
-            found |= shares(outputs, self._held.data.labels, list(self._held.targets.values()))
+            found["validation_loss"], outputs = self._model.measure(self._held)
+            targets = list(self._held.targets.values()) if self._settings.classes else []
+            found |= shares(outputs, self._held.data.labels, targets)
         now = time.monotonic()
         epoch = Epoch(number, loss, learning_rate=rate, seconds=now - begun, **found)
         self._watch(epoch)
         if number == 0:
-            self._limit = _EXPLODED * self._ignorance(epoch.validation_loss)
+            self._limit = _EXPLODED * self._ignorance()
         else:
             lost = [v for v in (loss, epoch.validation_loss) if v is not None and not v <= self._limit]
             if lost:
@@ -289,12 +229,12 @@ class Trainer:
         one = self._samples(data.take(np.zeros(1, np.int64))).targets
         return data.samples * sum(values.nbytes for values in one.values()) <= _CACHE
 
-    def _ignorance(self, start: float | None) -> float:
+    def _ignorance(self) -> float:
         """The loss at the start, or with all weights zero, whichever is larger."""
         zero = {name: np.zeros_like(values) for name, values in self._model.weights.items()}
         some = self._held or self._batch(np.arange(min(self._settings.batch, self._data.samples)), np.random.default_rng(0))
-        losses = [self._model.measure(some, self._settings.batch, weights)[0] for weights in (zero, self._model.weights)]
-        return max(loss for loss in losses if math.isfinite(loss))
+        losses = [self._model.measure(some, weights)[0] for weights in (zero, self._model.weights)]
+        return max(filter(math.isfinite, losses), default=math.inf)
 
 
 def shares(outputs: Sequence[Array], labels: Labels | None, targets: Sequence[Array]) -> dict[str, float | None]:

@@ -19,9 +19,10 @@ from onnxprune.files import FILE_LIMIT, Source
 from onnxprune.finetune import augment as augmentation
 from onnxprune.finetune import optimiser as optimisers
 from onnxprune.finetune.finetuning import Finetuned, Finetuning
+from onnxprune.finetune.model import Model, Original
 from onnxprune.finetune.state import Keeper
 from onnxprune.finetune.trainable import Goal, training
-from onnxprune.finetune.trainer import THREADS, Epoch, Model, Original, Outcome, Settings, Trainer, shares
+from onnxprune.finetune.trainer import Epoch, Outcome, Settings, Trainer, shares
 from onnxprune.graph import Graph, load
 from onnxprune.lazy import LazyModel, LazyTensor
 from onnxprune.runtime import Session
@@ -103,9 +104,6 @@ def finetune(
     dataset = read(data, graph.inputs)
     augmentation.check(augment, dataset.inputs)
     rate = optimisers.OPTIMISERS[optimiser] if learning_rate is None else learning_rate
-    settings = Settings(
-        epochs, batch, rate, schedule, warmup, tuple(augment), keep_zeros, seed, None if minutes is None else 60 * minutes
-    )
     free = _free(graph, dataset)
     found = _scores(free, dataset, batch)
     kind = _kind(loss, dataset.labels is not None, original is not None, found is not None)
@@ -114,6 +112,8 @@ def finetune(
     made = training(free, infer(free), _goal(kind, found, temperature, alpha), freeze)
     teacher = load(original) if original is not None and made.gradient.targets else None
     parts = _parts(dataset, validation, graph, seed, labelled=made.gradient.needs_labels)
+    classes, seconds = kind != "squared", None if minutes is None else 60 * minutes
+    settings = Settings(epochs, batch, rate, schedule, warmup, tuple(augment), keep_zeros, classes, seed, seconds)
     learned = None if teacher is None else _original(teacher, parts[0], list(made.gradient.targets))
     run: dict[str, Any] = {
         "model": graph.sha256,
@@ -138,7 +138,7 @@ def finetune(
     train, held = parts
     after: dict[str, float | None] = {}
     if held is not None:
-        targets = [] if learned is None else list(learned(held).values())
+        targets = [] if learned is None or not classes else list(learned(held).values())
         after = shares(predict(free.assemble(tensors).complete(), held, free.inputs), held.labels, targets)
     report = Finetuning(
         kind,
@@ -252,7 +252,7 @@ def _original(graph: Graph, data: Dataset, names: Sequence[str]) -> Original:
     if lacking:
         raise DataError(f"the original has no output {lacking[0]!r}, which is to be learned; its outputs are {outputs}")
     free = _free(graph, checked)
-    return Original(Session(free.assemble().complete(), threads=THREADS), free.inputs, names)
+    return Original(Session(free.assemble().complete()), free.inputs, names)
 
 
 def _digest(parts: Sequence[Dataset | None]) -> str:

@@ -19,7 +19,7 @@ To add an operator, add a function to the file of its family:
 True
 """
 
-from onnxprune.gradient import elementwise, linear, movement, normalization, pooling, reduction
+from onnxprune.gradient import elementwise, indexing, linear, movement, normalization, pooling, reduction, sampling
 from onnxprune.gradient.backward import Backward, backward
 from onnxprune.gradient.differentiate import LOSS, Gate, GradientGraph, Wrt, differentiate, gradient_graph
 from onnxprune.gradient.loss import LOSSES, before
@@ -39,10 +39,12 @@ __all__ = [
     "elementwise",
     "find",
     "gradient_graph",
+    "indexing",
     "linear",
     "movement",
     "normalization",
     "pooling",
     "reduction",
+    "sampling",
     "vjp",
 ]

@@ -49,15 +49,15 @@ class Extended:
         if reserved:
             raise ModelError(f"a tensor is called {min(reserved)!r}, as the gradient would be; rename it")
 
-    def step(self, node: Node) -> Step:
-        """What a rule gets to know of a node.
+    def step(self, node: Node, active: Sequence[bool] = ()) -> Step:
+        """What a rule gets to know of a node. ``active``: of which operands the gradient is read.
 
         Raises:
             Unsupported: it is no node of the graph itself.
         """
         if node.index not in self._protos:
             raise Unsupported
-        return Step(self.tape, describe(self.graph, node, self.shapes), self.shapes, self._protos[node.index])
+        return Step(self.tape, describe(self.graph, node, self.shapes), self.shapes, self._protos[node.index], active)
 
     def gradients(self, seeds: Mapping[str, Name], sources: Collection[str]) -> dict[str, list[Name]]:
         """The gradients of tensors on the way from ``seeds``, gradients that are known, to ``sources``; to be summed up.
@@ -109,7 +109,7 @@ class Extended:
         known = (n for n in (node.outputs[0], *inputs) if n == node.outputs[0] or n in active)
         if any(self.shapes.get(n) is None for n in known):
             raise Unsupported
-        step = self.step(node)
+        step = self.step(node, [name in active for name in inputs])
         gs = [None if parts is None else parts[0] if len(parts) == 1 else step.Sum(*parts) for parts in found]
         names = [self.masked.get(name, name) for name in inputs]
         given = (tuple(gs), tuple(node.outputs)) if several else (gs[0], node.outputs[0])

@@ -1,6 +1,7 @@
 """Operators that work on each element alone, or on elements at the same place."""
 
 import math
+from collections.abc import Sequence
 
 from onnxprune.gradient.registry import Gradients, vjp
 from onnxprune.gradient.tape import Name, Step
@@ -33,12 +34,50 @@ def sum_(op: Step, g: Name, y: Name, *xs: Name) -> Gradients:
     return [op.unbroadcast(g, k) for k in range(len(xs))]
 
 
+@vjp("Mean")
+def mean(op: Step, g: Name, y: Name, *xs: Name) -> Gradients:
+    share = op.scale(g, 1 / len(xs))
+    return [op.unbroadcast(share, k) for k in range(len(xs))]
+
+
+@vjp("Max")
+def largest(op: Step, g: Name, y: Name, *xs: Name) -> Gradients:
+    """In equal parts where several operands are the largest."""
+    return _extreme(op, g, [op.reaches(x, y) for x in xs])
+
+
+@vjp("Min")
+def smallest(op: Step, g: Name, y: Name, *xs: Name) -> Gradients:
+    return _extreme(op, g, [op.reaches(y, x) for x in xs])
+
+
+@vjp("Mod")
+def mod(op: Step, g: Name, y: Name, a: Name, b: Name) -> Gradients:
+    """What is left of a division of floats, between its steps."""
+    return op.unbroadcast(g, 0), op.unbroadcast(op.Neg(op.Div(op.Mul(g, op.Sub(a, y)), b)), 1)
+
+
+@vjp("Where")
+def where(op: Step, g: Name, y: Name, condition: Name, a: Name, b: Name) -> Gradients:
+    zero = op.constant(0)
+    return None, op.unbroadcast(op.Where(condition, g, zero), 1), op.unbroadcast(op.Where(condition, zero, g), 2)
+
+
 @vjp("Pow")
 def power(op: Step, g: Name, y: Name, x: Name, p: Name) -> Gradients:
-    """The exponent must be constant."""
-    exponent = op.Cast(p, to=op.elem_type)
-    slope = op.Mul(exponent, op.Pow(x, op.Sub(exponent, op.constant(1))))
-    return (op.unbroadcast(op.Mul(g, slope), 0),)
+    """By the exponent, x^p log(x) where x is positive, and nothing elsewhere."""
+    exponent = op.typed(p)
+    value = op.call.value(1) if not op.wants(1) else None
+    if value is not None and (value == 2).all():
+        slope = op.scale(x, 2)
+    else:
+        slope = op.Mul(exponent, op.Pow(x, op.Sub(exponent, op.constant(1))))
+    to_p = None
+    if op.wants(1):
+        positive = _positive(op, x)
+        logarithm = op.Log(op.Add(op.Mul(x, positive), op.Sub(op.constant(1), positive)))
+        to_p = op.as_operand(op.unbroadcast(op.Mul(g, op.Mul(y, logarithm)), 1), 1)
+    return op.unbroadcast(op.Mul(g, slope), 0), to_p
 
 
 @vjp("PRelu")
@@ -64,7 +103,7 @@ def leaky_relu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
 
 @vjp("Abs")
 def abs_(op: Step, g: Name, y: Name, x: Name) -> Gradients:
-    return (op.Mul(g, op.Sub(_positive(op, x), _positive(op, op.Neg(x)))),)
+    return (op.Mul(g, op.sign(x)),)
 
 
 @vjp("Clip")
@@ -79,6 +118,16 @@ def clip(op: Step, g: Name, y: Name, x: Name, low: Name = "", high: Name = "") -
     if high:
         g = op.Mul(g, op.where(op.Less(y, high)))
     return (g,)
+
+
+@vjp("ThresholdedRelu")
+def thresholded_relu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Mul(g, op.where(op.Greater(x, op.constant(op.call.attribute("alpha", 1.0))))),)
+
+
+@vjp("Shrink")
+def shrink(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Mul(g, op.where(op.Greater(op.Abs(x), op.constant(op.call.attribute("lambd", 0.5))))),)
 
 
 @vjp("HardSigmoid")
@@ -150,10 +199,110 @@ def elu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
     return (_exponential(op, g, y, x, op.call.attribute("alpha", 1.0), 1.0),)
 
 
+@vjp("Celu")
+def celu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    """Below zero ``alpha (exp(x / alpha) - 1)``."""
+    alpha = op.call.attribute("alpha", 1.0)
+    return (_exponential(op, g, op.scale(y, 1 / alpha), x, 1.0, 1.0),)
+
+
 @vjp("Selu")
 def selu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
     gamma = op.call.attribute("gamma", 1.05070102214813232421875)
     return (_exponential(op, g, y, x, gamma * op.call.attribute("alpha", 1.67326319217681884765625), gamma),)
+
+
+@vjp("Gelu")
+def gelu(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    """x times the normal distribution, or an approximation of it by tanh."""
+    one = op.constant(1)
+    if op.call.attribute("approximate", "none") == "tanh":
+        square, factor = op.Mul(x, x), math.sqrt(2 / math.pi)
+        bent = op.Tanh(op.scale(op.Mul(x, op.Add(one, op.scale(square, 0.044715))), factor))
+        slope = op.scale(op.Add(one, op.scale(square, 3 * 0.044715)), factor)
+        density = op.scale(op.Mul(op.Sub(one, op.Mul(bent, bent)), slope), 0.5)
+    else:
+        bent = op.Erf(op.scale(x, 1 / math.sqrt(2)))
+        density = op.scale(op.Exp(op.scale(op.Mul(x, x), -0.5)), 1 / math.sqrt(2 * math.pi))
+    return (op.Mul(g, op.Add(op.scale(op.Add(one, bent), 0.5), op.Mul(x, density))),)
+
+
+@vjp("Mish")
+def mish(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    """``x tanh(log(1 + exp(x)))``."""
+    bent = op.Tanh(op.Softplus(x))
+    slope = op.Mul(op.Sub(op.constant(1), op.Mul(bent, bent)), op.Sigmoid(x))
+    return (op.Mul(g, op.Add(bent, op.Mul(x, slope))),)
+
+
+@vjp("Swish")
+def swish(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    """``x sigmoid(alpha x)``."""
+    alpha = op.call.attribute("alpha", 1.0)
+    share = op.Sigmoid(op.scale(x, alpha))
+    return (op.Mul(g, op.Add(share, op.scale(op.Mul(y, op.Sub(op.constant(1), share)), alpha))),)
+
+
+@vjp("Softsign")
+def softsign(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    left = op.Sub(op.constant(1), op.Abs(y))
+    return (op.Mul(g, op.Mul(left, left)),)
+
+
+# trigonometric and hyperbolic ----------------------------------------------------------------------------------------------
+@vjp("Sin")
+def sin(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Mul(g, op.Cos(x)),)
+
+
+@vjp("Cos")
+def cos(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Neg(op.Mul(g, op.Sin(x))),)
+
+
+@vjp("Tan")
+def tan(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Mul(g, op.Add(op.constant(1), op.Mul(y, y))),)
+
+
+@vjp("Sinh")
+def sinh(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Mul(g, op.Cosh(x)),)
+
+
+@vjp("Cosh")
+def cosh(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Mul(g, op.Sinh(x)),)
+
+
+@vjp("Asin")
+def asin(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Div(g, op.Sqrt(op.Sub(op.constant(1), op.Mul(x, x)))),)
+
+
+@vjp("Acos")
+def acos(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Neg(op.Div(g, op.Sqrt(op.Sub(op.constant(1), op.Mul(x, x))))),)
+
+
+@vjp("Atan")
+def atan(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Div(g, op.Add(op.constant(1), op.Mul(x, x))),)
+
+
+@vjp("Asinh")
+def asinh(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Div(g, op.Sqrt(op.Add(op.Mul(x, x), op.constant(1)))),)
+
+
+@vjp("Acosh")
+def acosh(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Div(g, op.Sqrt(op.Sub(op.Mul(x, x), op.constant(1)))),)
+
+
+@vjp("Atanh")
+def atanh(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Div(g, op.Sub(op.constant(1), op.Mul(x, x))),)
 
 
 # nothing but passed on -----------------------------------------------------------------------------------------------------
@@ -166,12 +315,17 @@ def dropout(op: Step, g: Name, y: Name, x: Name, ratio: Name = "", training: Nam
     return (g,)
 
 
-@vjp("Cast")
-def cast(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+@vjp("Cast", "CastLike")
+def cast(op: Step, g: Name, y: Name, x: Name, like: Name = "") -> Gradients:
     """Between float types."""
     kind = op.shapes.elem_types.get(op.call.node.inputs[0], 0)
     op.require(kind in FLOATS)
     return (op.Cast(g, to=kind),)
+
+
+def _extreme(op: Step, g: Name, hits: Sequence[Name]) -> Gradients:
+    share = op.Div(g, op.Sum(*hits))
+    return [op.unbroadcast(op.Mul(share, hit), k) for k, hit in enumerate(hits)]
 
 
 def _positive(op: Step, x: Name) -> Name:

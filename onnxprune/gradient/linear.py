@@ -1,5 +1,7 @@
 """Sums of products."""
 
+from string import ascii_letters
+
 import numpy as np
 
 from onnxprune.gradient.registry import Gradients, vjp
@@ -54,7 +56,7 @@ def matmul(op: Step, g: Name, y: Name, a: Name, b: Name) -> Gradients:
 def conv(op: Step, g: Name, y: Name, x: Name, w: Name, b: Name = "") -> Gradients:
     """The transposed convolution with the same filters."""
     at, group = windows(op, op.call.shape(1)[2:]), int(op.call.attribute("group", 1))
-    to_w = filters(op, x, g, at, group, op.call.shape(0)[1], op.result[1])
+    to_w = filters(op, x, g, at, group, op.call.shape(0)[1], op.result[1]) if op.wants(1) else None
     return transposed(op, g, w, at, group, x), to_w, _each_channel(op, g)
 
 
@@ -64,7 +66,52 @@ def conv_transpose(op: Step, g: Name, y: Name, x: Name, w: Name, b: Name = "") -
     at, group = windows(op, op.call.shape(1)[2:], back=True), int(op.call.attribute("group", 1))
     op.require(all(m < s for m, s in zip(at.more, at.strides, strict=True)))
     to_x = op.Conv(g, w, strides=list(at.strides), dilations=list(at.dilations), pads=[*at.begins, *at.after], group=group)
-    return to_x, filters(op, g, x, at, group, op.result[1], op.call.shape(0)[1]), _each_channel(op, g)
+    to_w = filters(op, g, x, at, group, op.result[1], op.call.shape(0)[1]) if op.wants(1) else None
+    return to_x, to_w, _each_channel(op, g)
+
+
+@vjp("Einsum")
+def einsum(op: Step, g: Name, y: Name, *xs: Name) -> Gradients:
+    """An operand's gradient is the sum of products of the result's with the other operands, over what it does not have.
+
+    What is summed over in one operand alone is repeated; a letter that comes twice in one has no gradient here.
+    """
+    terms, result = _letters(op, len(xs))
+    op.require(all(len(set(term)) == len(term) for term in (*terms, result)))
+    sizes: dict[str, set[int]] = {}
+    for letters, shape in [(result, op.result), *((term, op.call.shape(k)) for k, term in enumerate(terms))]:
+        for letter, size in zip(letters, shape, strict=True):
+            sizes.setdefault(letter, set()).add(size)
+    op.require(all(len(found) == 1 for found in sizes.values()))
+    found = []
+    for k, own in enumerate(terms):
+        others = [j for j in range(len(xs)) if j != k]
+        there = set(result).union(*(terms[j] for j in others))
+        kept = "".join(letter for letter in own if letter in there)
+        equation = ",".join([result, *(terms[j] for j in others)]) + "->" + kept
+        part = op.Einsum(g, *(xs[j] for j in others), equation=equation)
+        missing = [axis for axis, letter in enumerate(own) if letter not in there]
+        found.append(op.spread(op.unsqueeze(part, missing), xs[k]) if missing else part)
+    return found
+
+
+def _letters(op: Step, count: int) -> tuple[list[str], str]:
+    """One letter for each axis of each operand and of the result; an ellipsis has letters that are not in use."""
+    equation = str(op.call.attribute("equation")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    op.require(len(terms) == count)
+    if not arrow:
+        once = sorted(letter for letter in set(left) - set(",.") if left.count(letter) == 1)
+        right = ("..." if "..." in left else "") + "".join(once)
+    spare = [letter for letter in ascii_letters if letter not in equation]
+    ranks = [*(op.call.rank(k) for k in range(count)), len(op.result)]
+    written = []
+    for term, rank in zip([*terms, right], ranks, strict=True):
+        more = rank - len(term.replace("...", ""))
+        op.require(0 <= more <= len(spare))
+        written.append(term.replace("...", "".join(spare[:more][::-1])))
+    return written[:-1], written[-1]
 
 
 def _each_channel(op: Step, g: Name) -> Name:

@@ -28,10 +28,10 @@ def _side_by_side(op: Step, g: Name, y: Name, x: Name, at: Windows) -> Name:
     places = np.arange(size, 0, -1).reshape(at.kernel)
     axes, starts = range(2, 2 + len(at.kernel)), [0] * len(at.kernel)
     whole = op.slice(x, axes, starts, [-m or LAST for m in at.more])
-    hit = op.where(op.Equal(whole, op.enlarge(y, factors)))
+    hit = op.reaches(whole, op.enlarge(y, factors))
     ranked = op.Mul(hit, op.constant(np.tile(places, at.counts)))
     highest = op.MaxPool(ranked, kernel_shape=list(at.kernel), strides=list(at.strides))
-    first = op.where(op.Equal(ranked, op.enlarge(highest, factors)))
+    first = op.reaches(ranked, op.enlarge(highest, factors))
     return op.pad(op.Mul(first, op.enlarge(g, factors)), (0, 0, *starts), (0, 0, *at.more))
 
 
@@ -88,3 +88,17 @@ def global_average_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
 @vjp("GlobalMaxPool")
 def global_max_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
     return (op.to_largest(g, y, x, range(2, op.call.rank())),)
+
+
+@vjp("LpPool")
+def lp_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    at, p = windows(op, tuple(op.call.attribute("kernel_shape"))), int(op.call.attribute("p", 2))
+    op.require(op.fixed(0)[1])
+    channels = op.call.shape(0)[1]
+    whole, slope = op.norm_slope(g, y, x, p)
+    return (op.Mul(transposed(op, whole, op.constant(np.ones((channels, 1, *at.kernel))), at, channels, x), slope),)
+
+
+@vjp("GlobalLpPool")
+def global_lp_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
+    return (op.Mul(*op.norm_slope(g, y, x, int(op.call.attribute("p", 2)))),)

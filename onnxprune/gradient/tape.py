@@ -20,6 +20,12 @@ Name = str
 LAST = int(np.iinfo(np.int64).max)
 """The end of a slice that goes to the end."""
 
+_EXPANDS = 8
+"""The first opset with ``Expand``."""
+
+_EQUAL_FLOATS = 11
+"""The first opset in which floats can be compared for equality."""
+
 PREFIX = "grad__"
 """What the names of all new tensors begin with."""
 
@@ -80,13 +86,15 @@ class Tape:
 class Step:
     """One node's part of the tape: ``op.Mul(a, b, **attributes)`` adds an operator and returns its output's name.
 
-    ``forward``: the node itself in the model that is extended, to which outputs may be added.
+    ``forward``: the node itself in the model that is extended, to which outputs may be added. ``active``: of which of its
+    operands the gradient is read.
     """
 
     tape: Tape
     call: Call
     shapes: Shapes
     forward: NodeProto
+    active: Sequence[bool] = ()
 
     def __getattr__(self, op: str) -> Callable[..., Name]:
         if not op[:1].isupper():
@@ -107,8 +115,8 @@ class Step:
 
     @property
     def lowest(self) -> float:
-        """The lowest number of the type of the node's first result."""
-        return float(np.finfo(helper.tensor_dtype_to_np_dtype(self.elem_type)).min)
+        """The lowest number of the type of the node's first result, or that an attribute can hold."""
+        return max(float(np.finfo(dtype).min) for dtype in (helper.tensor_dtype_to_np_dtype(self.elem_type), np.float32))
 
     def constant(self, values: Array | float) -> Name:
         """Values of the type of the node's first result."""
@@ -149,6 +157,15 @@ class Step:
         if not covered:
             raise Unsupported
 
+    def known(self, operand: int) -> Array | None:
+        """The value of an operand if it is the same for all inputs of the model."""
+        value, static = self.call.value(operand), self.call.static[operand] if operand < len(self.call.static) else None
+        return value if static is not None and static.all() else None
+
+    def wants(self, operand: int) -> bool:
+        """Whether an operand's gradient is read: what is dear, or not always possible, need not be written otherwise."""
+        return operand < len(self.active) and self.active[operand]
+
     @property
     def result(self) -> Shape:
         """The shape of the first result."""
@@ -162,16 +179,25 @@ class Step:
         """Which dimensions of the first result are the same for all inputs of the model."""
         return self.shapes.fixed_dims(self.call.node.outputs[0])
 
+    def keeps(self, axis: int) -> bool:
+        """Whether an axis of the first operand has the same size in the first result, for all inputs of the model."""
+        names = self.call.node.inputs[0], self.call.node.outputs[0]
+        others = [self.shapes.fixed.get(name) for name in names] if self.shapes.fixed is not None else []
+        found = [self.call.shape(0), self.result, *(other for other in others if other is not None)]
+        pairs = [found[k : k + 2] for k in range(0, len(found), 2)]
+        return len(found) % 2 == 0 and all(a[axis] == b[axis] for a, b in pairs)
+
     # operators that changed over the opsets -----------------------------------------------------------------------------
     def sum(self, value: Name, axes: Sequence[int], *, keepdims: bool = True) -> Name:
         """Sum over axes."""
-        return self._reduce("ReduceSum", 13, value, axes, keepdims)
+        return self.reduce("ReduceSum", 13, value, axes, keepdims=keepdims)
 
     def mean(self, value: Name, axes: Sequence[int]) -> Name:
         """Mean over axes, which stay with size 1."""
-        return self._reduce("ReduceMean", 18, value, axes, True)
+        return self.reduce("ReduceMean", 18, value, axes)
 
-    def _reduce(self, op: str, since: int, value: Name, axes: Sequence[int], keepdims: bool) -> Name:
+    def reduce(self, op: str, since: int, value: Name, axes: Sequence[int], *, keepdims: bool = True) -> Name:
+        """One of the operators that reduce axes, which are an operand ``since`` an opset."""
         if not axes:
             return value
         if self.tape.opset < since:
@@ -196,9 +222,9 @@ class Step:
             return value
         some, begins, stops, strides = zip(*cut, strict=True)
         if self.tape.opset < 10:
-            self.require(max(strides) == 1)
+            self.require(set(strides) == {1})
             return self.Slice(value, axes=list(some), starts=list(begins), ends=list(stops))
-        return self.Slice(value, *map(self.ints, (begins, stops, some)), *([self.ints(strides)] if max(strides) > 1 else []))
+        return self.Slice(value, *map(self.ints, (begins, stops, some)), *([self.ints(strides)] if set(strides) != {1} else []))
 
     def pad(self, value: Name, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> Name:
         """A tensor with more of the same value around it."""
@@ -209,6 +235,10 @@ class Step:
             return self.Pad(value, pads=pads, value=fill)
         return self.Pad(value, self.ints(pads), self.constant(fill))
 
+    def turn(self, value: Name, perm: Sequence[int]) -> Name:
+        """Other axes first."""
+        return value if list(perm) == sorted(perm) else self.Transpose(value, perm=list(perm))
+
     # shapes -----------------------------------------------------------------------------------------------------------
     def like(self, value: Name, other: Name) -> Name:
         """The same elements in another tensor's shape."""
@@ -216,7 +246,13 @@ class Step:
 
     def spread(self, value: Name, other: Name) -> Name:
         """A tensor repeated to another one's shape."""
+        if self.tape.opset < _EXPANDS:
+            return self.Add(value, self.Mul(other, self.constant(0)))
         return self.Expand(value, self.Shape(other))
+
+    def zeros(self, other: Name) -> Name:
+        """Nought everywhere, in another tensor's shape."""
+        return self.spread(self.constant(0), other)
 
     def enlarge(self, value: Name, factors: Sequence[int]) -> Name:
         """Each element so many times along each axis."""
@@ -252,7 +288,30 @@ class Step:
         """One part of how many elements a tensor has for each element of a smaller one."""
         return self.Div(self.where(self.Size(small)), self.where(self.Size(large)))
 
+    def sign(self, value: Name) -> Name:
+        """1, 0 or -1."""
+        zero = self.constant(0)
+        return self.Sub(self.where(self.Greater(value, zero)), self.where(self.Less(value, zero)))
+
+    def at_zero(self, value: Name) -> Name:
+        """1 where a tensor is nought and 0 elsewhere."""
+        return self.reaches(self.Neg(self.Abs(value)), self.constant(0))
+
+    def norm_slope(self, g: Name, y: Name, x: Name, p: float) -> tuple[Name, Name]:
+        """Two factors of ``g y^(1-p) |x|^(p-1) sign(x)``, the gradient of x where ``y`` is its p-norm; 0 at the origin."""
+        if p == 1:
+            return g, self.sign(x)
+        nonzero = self.Add(y, self.at_zero(y))
+        if p == 2:
+            return self.Div(g, nonzero), x
+        power = self.constant(p - 1)
+        return self.Div(g, self.Pow(nonzero, power)), self.Mul(self.sign(x), self.Pow(self.Abs(x), power))
+
+    def reaches(self, x: Name, top: Name) -> Name:
+        """1 where an element is as large as another one, which is never smaller, and 0 elsewhere."""
+        return self.where(self.Equal(x, top) if self.tape.opset >= _EQUAL_FLOATS else self.Not(self.Less(x, top)))
+
     def to_largest(self, g: Name, largest: Name, x: Name, axes: Sequence[int]) -> Name:
         """Give a gradient to the largest elements along axes, in equal parts where there are several."""
-        hit = self.where(self.Not(self.Less(x, largest)))
+        hit = self.reaches(x, largest)
         return self.Mul(self.Div(g, self.sum(hit, axes)), hit)

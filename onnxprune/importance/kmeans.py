@@ -36,12 +36,13 @@ class Clustered:
     """Each cluster of filters loses its share, the least important first, and keeps one: ``kmeans-l1``.
 
     Filters are clustered by what is left of them in as many principal components as hold ``VARIANCE`` of their variance; in
-    a group with several producers those of all, side by side. A cluster of one filter is not touched, of ``count`` filters
-    that leave a cluster of ``g`` among ``t`` in such of more than one loses ``floor(count g / t)``, and one cluster after
-    the other gives one more until they are enough. Once each has but one left, the order of importance decides. What is
-    important: the L1 norm.
+    a group with several producers those of all, side by side. A cluster of one filter is not touched. Of ``count`` filters
+    that leave, a cluster of ``g`` among ``t`` in such of more than one loses ``floor(count g / t)``; then one cluster after
+    the other gives one more, that of the least important filter first. Once each has but one left, the order of importance
+    decides, which is that of the L1 norm.
 
-    Needs scikit-learn. Errors of missing packages and of patterns that match nothing come when channels are chosen.
+    Raises:
+        UsageError: scikit-learn is not installed.
     """
 
     compensation = "none"
@@ -135,7 +136,7 @@ def shares(labels: IntArray, order: Scores, count: int) -> IntArray:
         int (count,), fewer where there are not so many.
     """
     ranked = lowest(order, len(order))
-    clusters = [ranked[labels[ranked] == c].tolist() for c in np.unique(labels)]
+    clusters = [ranked[labels[ranked] == c].tolist() for c in dict.fromkeys(labels[ranked].tolist())]
     waiting = [members for members in clusters if len(members) > 1]
     total = sum(map(len, waiting))
     leaves: list[int] = []

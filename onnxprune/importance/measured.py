@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from onnxprune.allocation import Scores
+from onnxprune.allocation import Scores, lowest
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import Dataset
 from onnxprune.errors import ModelError, UsageError
@@ -55,7 +55,8 @@ class Measured(ABC):
 
     def nominate(self, scene: Scene, number: int, count: int) -> Pairs | None:
         """Those of the lowest scores leave."""
-        return None
+        leaves = lowest(self.rank(scene, number), count)
+        return Pairs(leaves, np.full(len(leaves), -1))
 
     def __call__(self, group: ChannelGroup, weights: Weights, data: Dataset | None) -> Scores:
         """Not possible: a group alone does not say how the model runs."""

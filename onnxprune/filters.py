@@ -1,0 +1,166 @@
+"""Which stored tensors are filters, and what their axes stand for: read off the operator table, not off operators' names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxprune.errors import ModelError
+from onnxprune.flow import Flow, Step
+from onnxprune.graph import Graph
+from onnxprune.labels import BoolArray, Fill, IntArray
+from onnxprune.masks import Layout
+from onnxprune.rules import Signature
+from onnxprune.rules.notation import Token, letters
+from onnxprune.runtime import Kernels
+from onnxprune.structure import Node
+from onnxprune.weights import FLOATS, QUANTISED, Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Filter:
+    """A stored tensor that is multiplied with activations and summed over, by ``node``.
+
+    ``layout``: of the operand that becomes of it; ``order``: where each element of the operand lies in the stored tensor,
+    None where that is the operand. ``chain``: the nodes between them. ``fill``: what stands for zero in the stored tensor.
+    """
+
+    tensor: str
+    node: Node
+    layout: Layout
+    chain: tuple[Node, ...] = ()
+    order: IntArray | None = None
+    fill: Fill = field(default_factory=Fill)
+
+    def arranged(self, values: Array) -> Array:
+        """Something of the stored tensor's shape as the operand has it."""
+        return values if self.order is None else values.reshape(-1)[self.order].reshape(self.layout.shape)
+
+    def stored(self, mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
+        """A mask of the operand as one of the stored tensor."""
+        if self.order is None:
+            return mask.reshape(shape)
+        found = np.empty(mask.size, np.bool_)
+        found[self.order] = mask.reshape(-1)
+        return found.reshape(shape)
+
+    def read(self, graph: Graph) -> Array:
+        """What the filter is worth, in the operand's order: floats, also where integers are stored."""
+        stored = graph.weights.read(self.tensor)
+        return stored if not self.chain else _run(graph, self.chain, self.tensor, stored)
+
+
+def find_filters(state: Flow) -> tuple[Filter, ...]:
+    """The filters of a graph through which labels have flowed, in the order in which they are first read.
+
+    An operand is one if it has all the letters of an activation that vanish from the results, or one letter on two axes (as
+    recurrent weights have). It is its stored tensor, or follows from that alone by operators that move elements or keep
+    zeros zero (Transpose, Cast, DequantizeLinear, ...), of which every element arrives once; other tensors are computed.
+    """
+    found: dict[str, Filter] = {}
+    steps = {name: step for step in state.steps for name in step.call.node.outputs if name}
+    for step in state.steps:
+        signature = step.rule.fit(step.call) if step.understood and not step.moved and step.rule is not None else None
+        for k, layout in _operands(state, step, signature) if signature is not None else ():
+            filter_ = _traced(state, steps, step.call.node, k, layout)
+            if filter_ is not None:
+                found.setdefault(filter_.tensor, filter_)
+    return tuple(found.values())
+
+
+def _operands(state: Flow, step: Step, signature: Signature) -> Iterator[tuple[int, Layout]]:
+    """The operands of a node that are filters."""
+    call = step.call
+    tokens = {k: pattern.expand(call.rank(k)) for k, pattern in enumerate(signature.operands) if call.node.input(k)}
+    names = {k: [t for token in row for t in letters(token)] for k, row in tokens.items() if row is not None}
+    stays = {t for pattern in signature.results for token in pattern.tokens for t in letters(token)}
+    stays |= {t for row in names.values() for t in row if t.startswith(".")}
+    summed = [set(row) - stays for k, row in names.items() if not state.is_weight(call.node.inputs[k])]
+    sizes = dict(signature.sizes)
+    for k, spelt in tokens.items():
+        sizes |= {t: n for t, n in zip(spelt, call.shape(k), strict=True) if isinstance(t, str) and n > 1} if spelt else {}
+    for k, row in names.items():
+        name, spelt = call.node.inputs[k], tokens[k]
+        if spelt is None or not state.is_weight(name) or state.shapes.elem_types.get(name) not in FLOATS:
+            continue
+        if any(gone and gone <= set(row) for gone in summed) or len(set(row)) < len(row):
+            yield k, _layout(spelt, call.shape(k), stays, sizes)
+
+
+def _layout(tokens: tuple[Token, ...], shape: tuple[int, ...], stays: set[str], sizes: Mapping[str, int]) -> Layout:
+    """What the axes of an operand stand for; a composed axis is taken apart, unless it has parts that lie side by side."""
+    found: list[tuple[int, str]] = []
+    seen: set[str] = set()
+    for token, size in zip(tokens, shape, strict=True):
+        names = letters(token)
+        roles = ["i" if t not in stays or t in seen else "o" for t in names]
+        if token == "*" or not names or "+" in token:
+            found.append((size, "*" if token == "*" else "o"))
+        elif len(set(roles)) == 1:
+            found.append((size, roles[0]))
+        else:
+            known = [sizes.get(t, 0) for t in names]
+            rest = size // int(np.prod([n for n in known if n]))
+            found += [(n or rest, role) for n, role in zip(known, roles, strict=True)]
+        seen.update(names)
+    return Layout(tuple(n for n, _ in found), "".join(role for _, role in found))
+
+
+def _traced(state: Flow, steps: Mapping[str, Step], reader: Node, k: int, layout: Layout) -> Filter | None:
+    """The filter that an operand is, or None if it does not follow from one stored tensor as a filter must."""
+    graph, way = state.graph, dict[str, Node]()
+    sources = _trace(graph, steps, reader.inputs[k], way)
+    if sources is None or len(sources) != 1:
+        return None
+    name, chain = sources.pop(), tuple(way.values())
+    quantised = graph.weights.elem_type(name) in QUANTISED
+    fill = state.fills.get(name) if quantised else Fill()
+    if fill is None or not (quantised or graph.weights.elem_type(name) in FLOATS):
+        return None
+    if not chain:
+        return Filter(name, reader, layout, fill=fill)
+    moving = {node.outputs[0] for node in chain if steps[node.outputs[0]].moved}
+    shape = graph.weights.shape(name)
+    zeros = np.broadcast_to(fill.over(shape), shape).astype(graph.weights.read(name).dtype)
+    places = np.arange(zeros.size)
+    try:
+        order = np.ravel(_run(graph, chain, name, places.reshape(shape), moving))
+        kept = not np.any(_run(graph, chain, name, zeros))
+    except ModelError:  # what onnxruntime can't run is no filter
+        return None
+    whole = kept and order.size == math.prod(layout.shape) and np.array_equal(np.sort(order), places)
+    return Filter(name, reader, layout, chain, order, fill) if whole else None
+
+
+def _trace(graph: Graph, steps: Mapping[str, Step], name: str, way: dict[str, Node]) -> set[str] | None:
+    """The stored tensors whose elements arrive in a tensor; the nodes on the way are added to ``way``, by their output."""
+    if name in graph.weights:
+        return {graph.uses[name].tensor if name in graph.uses else name}
+    step = steps.get(name)
+    if step is None or step.rule is None or step.call.node.border or len(step.call.node.outputs) != 1:
+        return None
+    found: set[str] = set()
+    for k in step.rule.carries(step.call.node) if step.moved else (0,):
+        sources = _trace(graph, steps, step.call.node.inputs[k], way)
+        if sources is None:
+            return None
+        found |= sources
+    way[name] = step.call.node
+    return found
+
+
+def _run(graph: Graph, chain: tuple[Node, ...], name: str, values: Array, only: Container[str] | None = None) -> Array:
+    """What some nodes make of a stored tensor; if not all of them count, the others leave it as it is."""
+    run, known = Kernels(graph), {name: values}
+    for node in chain:
+        inputs = [graph.uses[n].tensor if n in graph.uses else n for n in node.inputs]
+        if only is None or node.outputs[0] in only:
+            operands = [known[n] if n in known else graph.weights.read(n) if n else None for n in inputs]
+            values = run(node, operands)[0]
+        else:
+            values = known[inputs[0]]
+        known[node.outputs[0]] = values
+    return values
