@@ -27,7 +27,7 @@ class Measured(ABC):
 
     @abstractmethod
     def measure(self, scene: Scene) -> list[Scores]:
-        """Float64 (channels,) for each group of the scene's coupling, larger = keep; what it needs is ``scene.calibration``.
+        """Float64 (channels,) for each group of the scene, larger = keep; what it needs is ``scene.calibration``.
 
         Raises:
             UsageError: data or labels are missing.

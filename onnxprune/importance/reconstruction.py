@@ -63,7 +63,7 @@ def _wrt(scene: Scene, number: int) -> list[Wrt]:
 
 
 def _producers(scene: Scene, number: int) -> list[Member]:
-    return [member for member in scene.coupling.groups[number].members if member.producer]
+    return [member for member in scene.group(number).members if member.producer]
 
 
 def with_gradient(calibration: Calibration, wrt: Mapping[int, Sequence[Wrt]]) -> list[int]:
@@ -81,8 +81,7 @@ def slopes(scene: Scene, calibration: Calibration, wrt: Mapping[int, list[Wrt]])
     Args:
         wrt: gates on tensors in which the group's channels lie, or the stored tensors of its producers.
     """
-    groups = scene.coupling.groups
-    found = {n: np.zeros(groups[n].size) for n in wrt}
+    found = {n: np.zeros(scene.group(n).size) for n in wrt}
     if not wrt:
         return found
     for batch in calibration.differentiate([w for each in wrt.values() for w in each]):
@@ -107,7 +106,7 @@ def differences(scene: Scene, calibration: Calibration, number: int, seed: int) 
     Raises:
         ModelError: the weights are quantised.
     """
-    group, members = scene.coupling.groups[number], _producers(scene, number)
+    group, members = scene.group(number), _producers(scene, number)
     for tensor in (m.site.tensor for m in members if scene.graph.weights.elem_type(m.site.tensor) not in FLOATS):
         raise ModelError(
             f"group {group.name!r} has quantised weights ({tensor!r}), by which the loss has no derivative; "
@@ -125,7 +124,5 @@ def differences(scene: Scene, calibration: Calibration, number: int, seed: int) 
                 np.moveaxis(scaled[m.site.tensor], m.site.axis, 0)[m.positions[m.channels == channel]] *= factor
             ends.append(loss(scaled))
         found[channel] = (ends[0] - ends[1]) / (2 * STEP)
-    calibration.notes.append(
-        f"group {group.name!r} has no gradient: its reconstruction scores are central differences on {len(rows)} samples"
-    )
+    calibration.notes.append(f"group {group.name!r} has no gradient: its scores are central differences on {len(rows)} samples")
     return found
