@@ -91,7 +91,8 @@ def _portions(parts: Sequence[View], samples: int) -> Iterator[list[View]]:
             yield portion
             portion = []
         portion.append(part)
-    yield portion
+    if portion:
+        yield portion
 
 
 def distances(points: Array, labels: IntArray) -> Scores:
@@ -107,7 +108,7 @@ def distances(points: Array, labels: IntArray) -> Scores:
     sizes = np.array([part.shape[-1] for part in parts])
     found = np.zeros(len(points))
     for size in np.unique(sizes):
-        compared = [quantiles(part, size) for part in parts if part.shape[-1] <= size]
+        compared = [part if part.shape[-1] == size else quantiles(part, size) for part in parts if part.shape[-1] <= size]
         for channel in range(len(points)):
             vectors = np.stack([part[channel].ravel() for part in compared])
             found[channel] = max(found[channel], widest(vectors, sizes[sizes <= size] == size))
