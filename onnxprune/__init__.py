@@ -24,6 +24,7 @@ from onnxprune.errors import (
 from onnxprune.evaluation import Evaluation
 from onnxprune.evaluator import Evaluator
 from onnxprune.finetune import Finetuned, finetune
+from onnxprune.importance import ScoreTable
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
@@ -55,6 +56,7 @@ __all__ = [
     "Report",
     "Result",
     "Sampler",
+    "ScoreTable",
     "Sweep",
     # errors
     "DataError",

@@ -304,7 +304,8 @@ class Sampler:
 
     def _set(self, given: str | Criterion) -> None:
         self._given = given
-        self._criterion, self._protection = (self._find(c) for c in (given, self._protecting))
+        self._criterion = self._find(given)
+        self._protection = self._find(self._protecting) if self.limits.scope == "tod" else self._criterion
 
     def _find(self, given: str | Criterion) -> Criterion:
         if self._table is not None and isinstance(given, str) and given in self._table.scores:
