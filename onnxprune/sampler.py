@@ -318,11 +318,13 @@ class Sampler:
         return criterion(scene.group(number), scene.weights, data) if found is None else found
 
     def _choose(self, scene: Scene, number: int, count: int, data: Dataset | None) -> Pairs:
-        if isinstance(self._criterion, Nominator) and self.limits.scope != "tod":  # whose counts are of the lowest scores
-            found = self._criterion.nominate(scene, number, count)
-            if found is not None:
-                return found
-        leaves = lowest(self._rank(scene, number, data), count)
+        if self.limits.scope == "tod":  # whose counts are of the lowest scores
+            leaves = lowest(self._rank(scene, number, data), count)
+            return Pairs(leaves, np.full(len(leaves), -1))
+        found = self._criterion.nominate(scene, number, count) if isinstance(self._criterion, Nominator) else None
+        if found is not None:
+            return found
+        leaves = lowest(self._criterion(scene.group(number), scene.weights, data), count)
         return Pairs(leaves, np.full(len(leaves), -1))
 
 
