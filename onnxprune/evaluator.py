@@ -285,9 +285,9 @@ class Evaluator:
         budget, shapes, note = Budget(dataset.samples, others, self._attack.gradients(count), judged), infer(source), ""
         if self._gradient != "finite-difference":
             try:
-                differentiated(source, shapes, inputs, self._sparse)
+                Session(differentiated(source, shapes, inputs, self._sparse).model, optimise=False)
                 return budget
-            except GradientError as error:
+            except ModelError as error:
                 if self._gradient == "graph" or self._sparse.share:
                     raise
                 note = f"no exact gradients: {str(error).partition('; ')[0]}"
