@@ -16,6 +16,7 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    SidecarError,
     StateError,
     TapeError,
     UsageError,
@@ -29,6 +30,7 @@ from onnxprune.quantize import Quantized, quantize
 from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
+from onnxprune.sparsify import Restored, Sparsified, restore, sparsify
 from onnxprune.sweep import Sweep, sweep
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "restore",
+    "sparsify",
     "sweep",
     # verbs for one layer
     "remove_filters",
@@ -50,8 +54,10 @@ __all__ = [
     "Pruner",
     "Quantized",
     "Report",
+    "Restored",
     "Result",
     "Sampler",
+    "Sparsified",
     "Sweep",
     # errors
     "DataError",
@@ -61,6 +67,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "SidecarError",
     "StateError",
     "TapeError",
     "UsageError",

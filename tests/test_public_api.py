@@ -23,7 +23,7 @@ def test_all_is_what_is_visible() -> None:
 
 def _submodules() -> set[str]:
     folder = Path(onnxprune.__file__).parent
-    return {p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()} - {"compare", "quantize", "sweep"}
+    return {p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()} - {"compare", "quantize", "sparsify", "sweep"}
 
 
 def test_everything_public_is_documented() -> None:

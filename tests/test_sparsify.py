@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import graphs
 import numpy as np
+import onnx
 import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+import onnxprune
+from onnxprune import lazy, weights
 from onnxprune import masks as module
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, UsageError
 from onnxprune.masks import Choice, Layout, each_mask, masks, threshold
+from onnxprune.runtime import Session
 from onnxprune.weights import Array
 
 
@@ -150,3 +159,276 @@ def test_options(text: str) -> None:
     with pytest.raises(OptionError) as caught:
         Choice(**OPTIONS[text])
     assert str(caught.value) == text
+
+
+# models ---------------------------------------------------------------------------------------------------------------------
+def net() -> ModelProto:
+    """Conv, BatchNormalization, Relu, depthwise and 1x1 Conv, then MatMul through a Transpose, Add; ten outputs."""
+    rng = np.random.default_rng(0)
+    build = graphs.Builder(0)
+    x = build.op(
+        "Relu",
+        [build.op("BatchNormalization", [build.conv("image", 3, 8, 3), *(build.stored(8, positive=True) for _ in range(4))])],
+    )
+    x = build.op("Relu", [build.conv(build.conv(x, 8, 8, 3, group=8), 8, 16)])
+    x = build.op("Flatten", [build.op("GlobalAveragePool", [x])])
+    turned = build.op("Transpose", [build.stored(10, 16)], perm=[1, 0])
+    x = build.op("Add", [build.op("MatMul", [x, turned]), build.value(rng.standard_normal(10))])
+    ports = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["n", 10])]
+    graph = helper.make_graph(build.nodes, "net", ports, outputs, build.weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def stored(model: ModelProto) -> dict[str, Array]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def written(folder: Path, model: ModelProto, name: str = "model.onnx") -> Path:
+    path = folder / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def samples(count: int = 40) -> dict[str, Array]:
+    rng = np.random.default_rng(3)
+    return {"image": rng.standard_normal((count, 3, 8, 8)).astype(np.float32), "labels": rng.integers(0, 10, count)}
+
+
+def test_only_filters_change() -> None:
+    model = net()
+    result = onnxprune.sparsify(model, 0.5)
+    before, after = stored(model), stored(result.model)
+    assert [row.shape for row in result.report.layers] == [(8, 3, 3, 3), (8, 1, 3, 3), (16, 8, 1, 1), (10, 16)]
+    looked = {row.tensor for row in result.report.layers}
+    everything = np.concatenate([np.abs(before[n]).ravel() for n in looked])
+    limit = np.sort(everything)[len(everything) // 2]
+    for name, values in before.items():
+        wanted = np.where(np.abs(values) < limit, 0, values) if name in looked else values
+        assert np.array_equal(after[name], wanted), name
+    same = onnxprune.sparsify(model, 0.0).model
+    assert same.SerializeToString() == model.SerializeToString()
+
+
+def test_report_counts() -> None:
+    model = net()
+    report = onnxprune.sparsify(model, 0.5, data=samples()).report
+    stored_zeros = sum(int((values == 0).sum()) for values in stored(onnxprune.sparsify(model, 0.5).model).values())
+    assert report.nonzeros == (report.parameters, report.parameters - stored_zeros)
+    assert report.weights == sum(int(np.prod(row.shape)) for row in report.layers)
+    assert report.sparsity == (0.0, pytest.approx(0.5, abs=1e-3))
+    assert report.bytes[0] == report.bytes[1]
+    assert report.gzip is not None
+    assert report.gzip[1] < report.gzip[0]
+    assert set(report.metrics) == {"accuracy", "loss", "agreement", "relative_error"}
+    shown = report.to_dict()
+    assert json.loads(json.dumps(shown)) == shown
+    assert "zeros save no time" in str(report)
+    assert "not zero" in str(report)
+
+
+def test_the_transposed_factor_s_filters_are_its_outputs() -> None:
+    """What MatMul reads is a Transpose of what is stored, (10, 16): its filters are the rows."""
+    model = net()
+    last = stored(onnxprune.sparsify(model, 0.5, granularity="filter", scope="layer", layers="dense").model)
+    changed = [n for n, values in stored(model).items() if not np.array_equal(values, last[n])]
+    assert [last[n].shape for n in changed] == [(10, 16)]
+    assert ((last[changed[0]] == 0).all(axis=1)).sum() == 5
+
+
+@pytest.mark.parametrize("layers", ["conv", "dense"])
+def test_kinds_of_layers(layers: str) -> None:
+    report = onnxprune.sparsify(net(), 0.5, layers=layers).report
+    assert [len(row.shape) for row in report.layers] == ([4, 4, 4] if layers == "conv" else [2])
+    assert f"only {layers} layers were asked for" in str(report)
+
+
+def test_freeze() -> None:
+    model = net()
+    name = model.graph.node[0].name
+    report = onnxprune.sparsify(model, 0.9, freeze=(name,)).report
+    assert [row.shape[0] for row in report.layers] == [8, 16, 10]
+    assert report.left[0].reason == f"frozen by --freeze {name}"
+    with pytest.raises(UsageError) as caught:
+        onnxprune.sparsify(model, 0.5, freeze=("nothing",))
+    assert str(caught.value) == "--freeze 'nothing' matches no node and no tensor; `onnxprune inspect` lists the names"
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "gradient"])
+def test_gradients_decide(criterion: str) -> None:
+    """Of the last matrix the derivative of the cross-entropy is (p - t)' x / n, x being what is multiplied with it."""
+    model, data = net(), samples(16)
+    result = onnxprune.sparsify(model, 0.5, criterion=criterion, data=data, layers="dense", scope="layer")
+    (row,) = result.report.layers
+    held = stored(model)[row.tensor]
+    features = next(node.output[0] for node in model.graph.node if node.op_type == "Flatten")
+    tapped = net()
+    tapped.graph.output[0].CopyFrom(helper.make_tensor_value_info(features, TensorProto.FLOAT, ["n", 16]))
+    x, logits = ReferenceModel(tapped)(data["image"]), ReferenceModel(model)(data["image"])
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    slope = (p - np.eye(10)[data["labels"]]).T @ x / 16
+    scores = np.abs(slope * held if criterion == "taylor" else slope)
+    gone = stored(result.model)[row.tensor] == 0
+    assert gone.sum() == 80
+    assert scores[gone].max() < scores[~gone].min()
+    assert np.abs(held)[gone].max() > np.abs(held)[~gone].min()  # magnitude would have chosen others
+
+
+class ReferenceModel:
+    """A model in onnxruntime, as a function of its one input."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._session = Session(model)
+
+    def __call__(self, image: Array) -> Array:
+        return self._session.run({"image": image})[0]
+
+
+def test_labels_may_be_missing() -> None:
+    report = onnxprune.sparsify(net(), 0.5, criterion="taylor", data={"image": samples()["image"]}).report
+    assert "the data have no labels: the loss is that of the classes which the model itself predicts" in report.warnings
+
+
+# and back -----------------------------------------------------------------------------------------------------------------
+CHOICES: dict[str, dict[str, Any]] = {
+    "element": {"sparsity": 0.5},
+    "kernel": {"sparsity": 0.5, "granularity": "kernel", "bernoulli": 0.7},
+    "filter": {"sparsity": 0.5, "granularity": "filter", "scope": "layer"},
+    "pattern": {"pattern": "2:4"},
+    "all": {"sparsity": 1.0},
+}
+
+
+@pytest.mark.parametrize("store", ["dense", "sparse", "compressed"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_restored_byte_for_byte(tmp_path: Path, choice: str, store: str) -> None:
+    source, out, back = written(tmp_path, net()), tmp_path / "sparse.onnx", tmp_path / "back.onnx"
+    result = onnxprune.sparsify(source, **CHOICES[choice], store=store)
+    result.save(out)
+    assert out.read_bytes() != source.read_bytes()
+    restored = onnxprune.restore(out)
+    restored.save(back)
+    assert restored.identical
+    assert back.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("store", ["dense", "sparse", "compressed"])
+def test_restored_after_several_times(tmp_path: Path, store: str) -> None:
+    """DWP restores what the last call found."""
+    source, back = written(tmp_path, net()), tmp_path / "back.onnx"
+    last = source
+    for k, share in enumerate((0.2, 0.6, 0.9)):
+        result = onnxprune.sparsify(last, share, granularity="kernel" if k == 1 else "element", store=store)
+        last = tmp_path / f"sparse{k}.onnx"
+        result.save(last)
+    onnxprune.restore(last).save(back)
+    assert back.read_bytes() == source.read_bytes()
+
+
+def test_without_its_sidecar_a_sparse_model_goes_back_to_itself(tmp_path: Path) -> None:
+    source, once, twice = written(tmp_path, net()), tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    onnxprune.sparsify(source, 0.3).save(once, sidecar=False)
+    onnxprune.sparsify(once, 0.6).save(twice)
+    restored = onnxprune.restore(twice)
+    assert restored.model == onnx.load(once)
+
+
+def test_external_data(tmp_path: Path) -> None:
+    model = net()
+    onnx.save(net(), tmp_path / "model.onnx", save_as_external_data=True, location="model.bin", size_threshold=64)
+    result = onnxprune.sparsify(tmp_path / "model.onnx", 0.5)
+    result.save(tmp_path / "sparse.onnx")
+    assert (tmp_path / "sparse.onnx.data").exists()
+    assert stored(onnx.load(tmp_path / "sparse.onnx")).keys() == stored(model).keys()
+    onnxprune.restore(tmp_path / "sparse.onnx").save(tmp_path / "back.onnx")
+    back = stored(onnx.load(tmp_path / "back.onnx"))
+    assert all(np.array_equal(back[name], values) for name, values in stored(model).items())
+    with pytest.raises(OptionError) as caught:
+        onnxprune.sparsify(tmp_path / "model.onnx", 0.5, store="sparse")
+    assert str(caught.value) == "store is sparse, but the model keeps its weights in a file of their own; take dense"
+
+
+def test_large_models_go_through_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy, "LARGE", 1000)
+    monkeypatch.setattr(weights, "PIECE", 256)
+    monkeypatch.setattr(lazy, "_BLOCK", 256)
+    source = written(tmp_path, net())
+    result = onnxprune.sparsify(source, 0.5, scratch=tmp_path)
+    assert result.report.gzip is None
+    result.save(tmp_path / "sparse.onnx")
+    onnxprune.restore(tmp_path / "sparse.onnx").save(tmp_path / "back.onnx")
+    made, wanted = (stored(onnx.load(tmp_path / "sparse.onnx")), stored(onnxprune.sparsify(net(), 0.5).model))
+    assert all(np.array_equal(made[name], values) for name, values in wanted.items())
+    back = stored(onnx.load(tmp_path / "back.onnx"))
+    assert all(np.array_equal(back[name], values) for name, values in stored(net()).items())
+
+
+def test_sparse_initializers_compute_the_same(tmp_path: Path) -> None:
+    image = samples(3)["image"]
+    dense, sparse = (onnxprune.sparsify(net(), 0.9, store=store).model for store in ("dense", "sparse"))
+    assert len(sparse.graph.sparse_initializer) >= 2
+    assert sparse.ByteSize() < dense.ByteSize()
+    onnx.checker.check_model(sparse)
+    assert np.array_equal(ReferenceModel(dense)(image), ReferenceModel(sparse)(image))
+    few = onnxprune.sparsify(net(), 0.3, store="sparse")
+    assert not few.model.graph.sparse_initializer
+    assert any(line.startswith("0 tensors are smaller as sparse initializers") for line in few.report.warnings)
+
+
+# other ways of storing weights -------------------------------------------------------------------------------------------------
+def test_integers_have_their_zero_point(tmp_path: Path) -> None:
+    """Zero is the zero point, and what counts is the value that the integer stands for, not the integer."""
+    rng = np.random.default_rng(0)
+    numbers, points = rng.integers(-128, 128, (4, 6)).astype(np.int8), np.array([5, -7, 0, 100], np.int8)
+    scales = np.array([0.1, 0.2, 5.0, 0.001], np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["real"], axis=0),
+        helper.make_node("Gemm", ["image", "real"], ["y"], transB=1),
+    ]
+    named = {"w": numbers, "s": scales, "z": points}
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k]) for n, k in (("image", 6), ("y", 4))]
+    tensors = [numpy_helper.from_array(values, name) for name, values in named.items()]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], tensors)
+    source = written(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    result = onnxprune.sparsify(source, 0.5)
+    real = (numbers.astype(np.float32) - points[:, None]) * scales[:, None]
+    limit = np.sort(np.abs(real), axis=None)[12]
+    wanted = np.where(np.abs(real) < limit, points[:, None], numbers)
+    assert np.array_equal(stored(result.model)["w"], wanted)
+    result.save(tmp_path / "sparse.onnx")
+    onnxprune.restore(tmp_path / "sparse.onnx").save(tmp_path / "back.onnx")
+    assert (tmp_path / "back.onnx").read_bytes() == source.read_bytes()
+    with pytest.raises(UsageError):
+        onnxprune.sparsify(source, 0.5, criterion="taylor")
+
+
+def test_recurrent_weights() -> None:
+    """The filters of a unit are its rows of all gates."""
+    rng = np.random.default_rng(0)
+    tensors = {"w": rng.standard_normal((1, 12, 5)), "r": rng.standard_normal((1, 12, 3)), "b": rng.standard_normal((1, 24))}
+    node = helper.make_node("LSTM", ["image", "w", "r", "b"], ["y"], hidden_size=3)
+    ports = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [4, "n", 5])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 1, "n", 3])]
+    held = [numpy_helper.from_array(values.astype(np.float32), name) for name, values in tensors.items()]
+    graph = helper.make_graph([node], "net", ports, outputs, held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    after = stored(onnxprune.sparsify(model, 0.4, granularity="filter", scope="layer").model)
+    for name in ("w", "r"):
+        zero = (after[name].reshape(4, 3, -1) == 0).all(axis=(0, 2))
+        sums = np.abs(tensors[name]).reshape(4, 3, -1).sum(axis=(0, 2))
+        assert zero.tolist() == (sums < np.sort(sums)[1]).tolist()
+    assert np.array_equal(after["b"], tensors["b"].astype(np.float32))
+
+
+def test_nothing_to_sparsify() -> None:
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3]) for n in ("image", "y")]
+    table = [numpy_helper.from_array(np.ones((2, 3), np.float32), "table")]
+    nodes = [helper.make_node("Gather", ["table", "zero"], ["row"]), helper.make_node("Add", ["image", "row"], ["y"])]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], [*table, numpy_helper.from_array(np.array(0), "zero")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    result = onnxprune.sparsify(model, 0.5)
+    assert result.model.SerializeToString() == model.SerializeToString()
+    said = str(result.report)
+    assert "nothing to sparsify: no stored tensor is multiplied with activations and summed over" in said
+    assert "the model is written unchanged" in said
+    assert "read by Gather: no factor of a sum of products, or computed from several tensors" in said
