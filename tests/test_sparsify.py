@@ -13,13 +13,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 import onnxprune
 from onnxprune import lazy, weights
 from onnxprune import masks as module
-from onnxprune.errors import OptionError, UsageError
+from onnxprune.cli import app
+from onnxprune.errors import ModelError, OnnxpruneError, OptionError, OutputError, SidecarError, UsageError
 from onnxprune.masks import Choice, Layout, each_mask, masks, threshold
 from onnxprune.runtime import Session
+from onnxprune.sparsify import sidecar_path
 from onnxprune.weights import Array
 
 
@@ -432,3 +435,188 @@ def test_nothing_to_sparsify() -> None:
     assert "nothing to sparsify: no stored tensor is multiplied with activations and summed over" in said
     assert "the model is written unchanged" in said
     assert "read by Gather: no factor of a sum of products, or computed from several tensors" in said
+
+
+# what can go wrong ------------------------------------------------------------------------------------------------------------
+CALLS: dict[str, tuple[dict[str, Any], type[OnnxpruneError], str]] = {
+    "too much": ({"sparsity": 1.5}, OptionError, "sparsity is 1.5; it is the share of the weights to zero, 0 <= sparsity <= 1"),
+    "neither": ({}, UsageError, "how much leaves is said by either --sparsity or --pattern; give one of them"),
+    "both": (
+        {"sparsity": 0.5, "pattern": "2:4"},
+        UsageError,
+        "how much leaves is said by either --sparsity or --pattern; give one of them",
+    ),
+    "pattern": ({"pattern": "2/4"}, OptionError, "pattern is '2/4'; give two numbers N:M, as in 2:4"),
+    "no data": ({"sparsity": 0.5, "criterion": "taylor"}, UsageError, "criterion taylor needs the loss on samples; give --data"),
+    "criterion": (
+        {"sparsity": 0.5, "criterion": "l1"},
+        UsageError,
+        "criterion 'l1' does not exist; choose one of magnitude, taylor, gradient",
+    ),
+    "store": ({"sparsity": 0.5, "store": "zip"}, OptionError, "store is 'zip'; choose dense or sparse or compressed"),
+    "layers": ({"sparsity": 0.5, "layers": "lstm"}, OptionError, "layers is 'lstm'; choose all or conv or dense"),
+    "sidecar": (
+        {"sparsity": 0.5, "sidecar": "x.npz"},
+        UsageError,
+        "a sidecar belongs to a file; give the path of the model, too",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name: str) -> None:
+    options, kind, text = CALLS[name]
+    with pytest.raises(kind) as caught:
+        onnxprune.sparsify(net(), **options)
+    assert str(caught.value) == text
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    """A sparse model, beside its sidecar and the original."""
+    onnxprune.sparsify(written(tmp_path, net()), 0.5).save(tmp_path / "sparse.onnx")
+    return tmp_path / "sparse.onnx"
+
+
+def refusal(sparse: Path, **options: Any) -> str:
+    with pytest.raises(SidecarError) as caught:
+        onnxprune.restore(sparse, **options)
+    return str(caught.value).replace(str(sparse.parent) + "/", "")
+
+
+def test_a_wrong_sidecar_is_refused(sparse: Path) -> None:
+    beside = sidecar_path(sparse)
+    other = sparse.with_name("other.onnx")
+    onnxprune.sparsify(sparse.with_name("model.onnx"), 0.6).save(other)
+    said = (
+        "sidecar 'other.onnx.dense.npz' is of another model than 'sparse.onnx', whose SHA-256 differs; "
+        "give the one that was written with it"
+    )
+    assert refusal(sparse, sidecar=sidecar_path(other)) == said
+    sparse.write_bytes(other.read_bytes())
+    assert refusal(sparse) == said.replace("other.onnx.dense", "sparse.onnx.dense")
+    beside.unlink()
+    assert (
+        refusal(sparse) == "sidecar 'sparse.onnx.dense.npz' does not exist; give the file that was written with the sparse model"
+    )
+
+
+def test_a_damaged_sidecar_is_refused(sparse: Path) -> None:
+    beside = sidecar_path(sparse)
+    whole = beside.read_bytes()
+    with np.load(beside) as archive:
+        entries = dict(archive)
+
+    def damaged(**changed: Array | None) -> str:
+        kept = {name: values for name, values in (entries | changed).items() if values is not None}
+        np.savez(beside, **kept)
+        return refusal(sparse)
+
+    name = repr("sparse.onnx.dense.npz")
+    flipped = entries["0.values"].copy()
+    flipped[0] ^= 1
+    assert damaged(**{"0.values": flipped}) == f"sidecar {name} is damaged: weight 'w0' is another one then; copy it again"
+    assert damaged(**{"0.values": flipped[:-4]}) == "the sidecar is damaged: it has not one value for each element; copy it again"
+    assert (
+        damaged(**{"0.where": entries["0.where"][1:]})
+        == f"sidecar {name} is damaged: its tensor 0 has another size than it says; copy it again"
+    )
+    assert (
+        damaged(**{"0.where": entries["0.where"].astype(float)})
+        == f"sidecar {name} is damaged: its 0.where are not bytes; copy it again"
+    )
+    assert damaged(about=None).startswith(f"sidecar {name} can't be read: ")
+    assert damaged(about=np.zeros(3, np.uint8)) == f"sidecar {name} is damaged, or none that onnxprune wrote; copy it again"
+    about = json.loads(entries["about"].tobytes()) | {"schema": "onnxprune.sidecar/9"}
+    assert damaged(about=np.frombuffer(json.dumps(about).encode(), np.uint8)) == (
+        f"sidecar {name} has format 'onnxprune.sidecar/9', this version reads 'onnxprune.sidecar/1'; "
+        "take the version that wrote it"
+    )
+    beside.write_bytes(whole[:-30])
+    assert refusal(sparse).startswith(f"sidecar {name} can't be read: ") or refusal(sparse).startswith(
+        f"sidecar {name} is damaged: "
+    )
+    beside.write_bytes(whole)
+    assert onnxprune.restore(sparse).identical
+
+
+def test_no_pickles(sparse: Path) -> None:
+    np.savez(sidecar_path(sparse), about=np.array([{"a": 1}], object))
+    assert refusal(sparse).startswith("sidecar 'sparse.onnx.dense.npz' can't be read: Object arrays cannot be loaded")
+
+
+def test_a_stale_sidecar_is_left_aside(sparse: Path) -> None:
+    """A model that was exported again, over a sparse one: its sidecar says nothing about it any more."""
+    again = net()
+    again.producer_name = "another"
+    written(sparse.parent, again, sparse.name)
+    result = onnxprune.sparsify(sparse, 0.5)
+    assert result.report.warnings[0].startswith("what was zeroed before can't be restored: sidecar ")
+    result.save(sparse.with_name("out.onnx"))
+    restored = onnxprune.restore(sparse.with_name("out.onnx"))
+    assert restored.identical
+
+
+def test_outputs_apart(sparse: Path) -> None:
+    result = onnxprune.sparsify(sparse, 0.7)
+    with pytest.raises(OutputError, match="is the input itself"):
+        result.save(sparse)
+    with pytest.raises(OptionError, match=r"is the one that the input needs; choose another path$"):
+        result.save(sparse.with_name("out.onnx"), sidecar=sidecar_path(sparse))
+    with pytest.raises(OptionError, match=r"is the output itself; choose another path$"):
+        result.save(sparse.with_name("out.onnx"), sidecar=sparse.with_name("out.onnx"))
+    with pytest.raises(OutputError, match="does not exist; create it first"):
+        result.save(sparse.with_name("out.onnx"), sidecar=sparse.parent / "no" / "x.npz")
+    assert not sparse.with_name("out.onnx").exists()
+
+
+def test_a_compressed_file_that_is_cut_off(tmp_path: Path) -> None:
+    onnxprune.sparsify(written(tmp_path, net()), 0.5, store="compressed").save(tmp_path / "sparse.onnx.gz", sidecar=False)
+    path = tmp_path / "sparse.onnx.gz"
+    assert onnxprune.sparsify(path, 0.6).report.sparsity[0] == pytest.approx(0.5, abs=1e-3)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError) as caught:
+        onnxprune.sparsify(path, 0.6)
+    assert str(caught.value) == f"{str(path)!r}: the file is not a compressed model, or it is truncated; copy it again"
+
+
+def test_command_line(tmp_path: Path) -> None:
+    source = written(tmp_path, net())
+    np.savez(tmp_path / "data.npz", **samples())
+    runner = CliRunner()
+
+    def run(*arguments: str) -> Any:
+        return runner.invoke(app, [a if not a.startswith("@") else str(tmp_path / a[1:]) for a in arguments])
+
+    done = run(
+        "sparsify",
+        "@model.onnx",
+        "-o",
+        "@sparse.onnx",
+        "--sparsity",
+        "0.5",
+        "--criterion",
+        "taylor",
+        "--data",
+        "@data.npz",
+        "--report",
+        "@r.json",
+    )
+    assert done.exit_code == 0, done.output
+    assert "zeros among weights" in done.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["options"]["criterion"] == "taylor"
+    done = run("restore", "@sparse.onnx", "-o", "@back.onnx")
+    assert done.exit_code == 0
+    assert "the file is the original's byte for byte" in done.stdout
+    assert (tmp_path / "back.onnx").read_bytes() == source.read_bytes()
+    assert run("sparsify", "@model.onnx", "-o", "@x.onnx", "--sparsity", "0.5", "--criterion", "taylor").exit_code == 2
+    assert run("sparsify", "@model.onnx", "-o", "@x.onnx").exit_code == 2
+    assert run("sparsify", "@model.onnx", "-o", "@x.onnx", "--sparsity", "2").exit_code == 1
+    assert run("sparsify", "@model.onnx", "-o", "@model.onnx", "--sparsity", "0.5").exit_code == 1
+    assert (
+        run("sparsify", "@model.onnx", "-o", "@x.onnx", "--sparsity", "0.5", "--sidecar", "@y.npz", "--no-sidecar").exit_code == 2
+    )
+    assert not (tmp_path / "x.onnx").exists()
+    assert run("sparsify", "@model.onnx", "-o", "@x.onnx", "--pattern", "2:4", "--no-sidecar").exit_code == 0
+    assert not (tmp_path / "x.onnx.dense.npz").exists()
+    assert run("restore", "@x.onnx", "-o", "@back.onnx").exit_code == 1
