@@ -16,6 +16,7 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    SidecarError,
     StateError,
     TapeError,
     UsageError,
@@ -31,6 +32,7 @@ from onnxprune.quantize import Quantized, quantize
 from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
+from onnxprune.sparsify import Restored, Sparsified, restore, sparsify
 from onnxprune.sweep import Sweep, sweep
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "restore",
+    "sparsify",
     "sweep",
     # verbs for one layer
     "remove_filters",
@@ -54,9 +58,11 @@ __all__ = [
     "Pruner",
     "Quantized",
     "Report",
+    "Restored",
     "Result",
     "Sampler",
     "ScoreTable",
+    "Sparsified",
     "Sweep",
     # errors
     "DataError",
@@ -66,6 +72,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "SidecarError",
     "StateError",
     "TapeError",
     "UsageError",
