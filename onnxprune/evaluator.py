@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune import data as datasets
 from onnxprune.cost import cost
 from onnxprune.data import Data, Dataset, fixed_batch
-from onnxprune.errors import DataError, GradientError, OptionError, UsageError
+from onnxprune.errors import DataError, ModelError, OptionError, UsageError
 from onnxprune.evaluate import (
     Attack,
     Budget,
