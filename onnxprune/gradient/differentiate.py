@@ -267,15 +267,15 @@ def _take(model: ModelProto, fed: Collection[str]) -> None:
     Raises:
         UsageError: one is in a subgraph.
     """
-    graph, wanted = model.graph, set(fed)
-    for kept, taken in ((graph.initializer, "name"), (graph.input, "name")):
-        for k in reversed(range(len(kept))):
-            if getattr(kept[k], taken) in wanted:
-                wanted.discard(kept[k].name) if kept is graph.initializer else None
-                del kept[k]
-    for k in reversed(range(len(graph.node))):
-        if graph.node[k].op_type == "Constant" and graph.node[k].output[0] in wanted:
-            wanted.discard(graph.node[k].output[0])
-            del graph.node[k]
+    graph = model.graph
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    wanted = set(fed) - constants - {tensor.name for tensor in graph.initializer}
     if wanted:
         raise UsageError(f"tensor {min(wanted)!r} is stored in a subgraph, where it can't be fed; leave it out")
+    for kept in (graph.initializer, graph.input):  # old exporters list stored tensors as inputs too
+        for k in reversed(range(len(kept))):
+            if kept[k].name in fed:
+                del kept[k]
+    for k in reversed(range(len(graph.node))):
+        if graph.node[k].op_type == "Constant" and graph.node[k].output[0] in fed:
+            del graph.node[k]
