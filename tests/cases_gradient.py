@@ -155,6 +155,7 @@ CASES = [
     # pooling
     c("MaxPool", (2, 2, 7, 6), kernel_shape=[3, 3], strides=[2, 2]),
     c("MaxPool", (2, 2, 7, 6), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    c("MaxPool", (1, 2, 4, 3), kernel_shape=[3, 2], pads=[1, 1, 1, 1], opset=8),
     c("MaxPool", (1, 2, 8), kernel_shape=[2], strides=[2]),
     c("MaxPool", (1, 2, 6, 6), kernel_shape=[2, 2], strides=[2, 2], outputs=2),
     *(c("AveragePool", (1, 2, 5, 4), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], count_include_pad=n)
@@ -270,5 +271,11 @@ CASES = [
     c("Resize", (1, 1, 6, 4), None, n(0.5, 0.5), axes=[2, 3], opset=18, mode="linear", antialias=1),
     c("Resize", (1, 2, 3, 4), n(1, 1, 2, 2), opset=10), c("Upsample", (1, 2, 3, 4), n(1, 1, 2, 2), opset=9),
     c("Upsample", (1, 2, 3, 4), opset=7, scales=[1.0, 1.0, 2.0, 3.0], mode="nearest"),
+    # by definition
+    c("Attention", (2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3), opset=23), c("Attention", (1, 3, 8), (1, 3, 8), (1, 3, 8), opset=23,
+      q_num_heads=2, kv_num_heads=2, is_causal=1),
+    c("Attention", (1, 4, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), (3, 3), opset=23, scale=0.3, softcap=2.0),
+    c("RotaryEmbedding", (2, 3, 4, 6), (9, 3), (9, 3), np.array([[0, 1, 2, 5], [1, 1, 0, 8]]), opset=23),
+    c("RotaryEmbedding", (2, 3, 4, 6), w(2, 4, 2), w(2, 4, 2), opset=23, interleaved=1, rotary_embedding_dim=4),
 ]
 # fmt: on

@@ -19,14 +19,16 @@ To add an operator, add a function to the file of its family:
 True
 """
 
-from onnxprune.gradient import elementwise, indexing, linear, movement, normalization, pooling, reduction, sampling
+from onnxprune.gradient import definition, elementwise, indexing, linear, movement, normalization, pooling, reduction, sampling
 from onnxprune.gradient.backward import Backward, backward
+from onnxprune.gradient.coverage import Derivative, derivative
 from onnxprune.gradient.differentiate import LOSS, Gate, GradientGraph, Wrt, differentiate, gradient_graph
 from onnxprune.gradient.loss import LOSSES, before
 from onnxprune.gradient.registry import ZERO, find, vjp
 
 __all__ = [
     "Backward",
+    "Derivative",
     "Gate",
     "GradientGraph",
     "LOSS",
@@ -35,6 +37,8 @@ __all__ = [
     "ZERO",
     "backward",
     "before",
+    "definition",
+    "derivative",
     "differentiate",
     "elementwise",
     "find",

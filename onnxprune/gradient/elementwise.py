@@ -315,12 +315,18 @@ def dropout(op: Step, g: Name, y: Name, x: Name, ratio: Name = "", training: Nam
     return (g,)
 
 
-@vjp("Cast", "CastLike")
-def cast(op: Step, g: Name, y: Name, x: Name, like: Name = "") -> Gradients:
+@vjp("Cast")
+def cast(op: Step, g: Name, y: Name, x: Name) -> Gradients:
     """Between float types."""
     kind = op.shapes.elem_types.get(op.call.node.inputs[0], 0)
     op.require(kind in FLOATS)
     return (op.Cast(g, to=kind),)
+
+
+@vjp("CastLike")
+def cast_like(op: Step, g: Name, y: Name, x: Name, like: Name) -> Gradients:
+    """Of the second operand nothing but the type is read."""
+    return cast(op, g, y, x)[0] if op.wants(0) else None, op.zeros(like)
 
 
 def _extreme(op: Step, g: Name, hits: Sequence[Name]) -> Gradients:

@@ -57,7 +57,7 @@ def conv(op: Step, g: Name, y: Name, x: Name, w: Name, b: Name = "") -> Gradient
     """The transposed convolution with the same filters."""
     at, group = windows(op, op.call.shape(1)[2:]), int(op.call.attribute("group", 1))
     to_w = filters(op, x, g, at, group, op.call.shape(0)[1], op.result[1]) if op.wants(1) else None
-    return transposed(op, g, w, at, group, x), to_w, _each_channel(op, g)
+    return transposed(op, g, w, at, group, x, op.result[1]), to_w, _each_channel(op, g)
 
 
 @vjp("ConvTranspose")

@@ -76,9 +76,8 @@ def space_to_depth(op: Step, g: Name, y: Name, x: Name) -> Gradients:
 @vjp("CenterCropPad")
 def center_crop_pad(op: Step, g: Name, y: Name, x: Name, shape: Name) -> Gradients:
     """Cut or padded around the middle, half of it before, rounded towards nought."""
-    sizes, fixed = np.array([op.call.shape(0), op.result]), op.fixed(0) & op.fixed_result()
-    more = sizes[1] - sizes[0]
-    op.require((fixed | (more == 0)).all())
+    more, fixed = np.subtract(op.result, op.call.shape(0)), op.fixed(0) & op.fixed_result()
+    op.require(all(f or op.keeps(axis) for axis, f in enumerate(fixed)))
     before = np.trunc(more / 2).astype(np.int64)
     return (_moved(op, g, -before, before - more),)
 

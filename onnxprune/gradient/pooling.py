@@ -60,7 +60,7 @@ def _by_windows(op: Step, g: Name, x: Name) -> Name:
     largest = op.ArgMax(op.Reshape(listed, op.ints([0, channels, size, -1])), axis=2, keepdims=1)
     hit = op.where(op.Equal(largest, op.Reshape(op.ints(range(size)), op.ints([1, 1, size, 1]))))
     found = op.Mul(hit, op.Reshape(g, op.ints([0, channels, 1, -1])))
-    return transposed(op, op.like(found, listed), each, at, channels, x)
+    return transposed(op, op.like(found, listed), each, at, channels, x, channels * size)
 
 
 @vjp("AveragePool")
@@ -77,7 +77,7 @@ def average_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
     channels = call.shape(0)[1]
     if at.apart and op.fixed(0)[2:].all():
         return (op.pad(op.enlarge(share, (1, 1, *at.kernel)), [0] * call.rank(), (0, 0, *at.more)),)
-    return (transposed(op, share, op.constant(np.ones((channels, 1, *at.kernel))), at, channels, x),)
+    return (transposed(op, share, op.constant(np.ones((channels, 1, *at.kernel))), at, channels, x, channels),)
 
 
 @vjp("GlobalAveragePool")
@@ -96,7 +96,7 @@ def lp_pool(op: Step, g: Name, y: Name, x: Name) -> Gradients:
     op.require(op.fixed(0)[1])
     channels = op.call.shape(0)[1]
     whole, slope = op.norm_slope(g, y, x, p)
-    return (op.Mul(transposed(op, whole, op.constant(np.ones((channels, 1, *at.kernel))), at, channels, x), slope),)
+    return (op.Mul(transposed(op, whole, op.constant(np.ones((channels, 1, *at.kernel))), at, channels, x, channels), slope),)
 
 
 @vjp("GlobalLpPool")

@@ -12,7 +12,7 @@ Gradients = Sequence[Name | None]
 Vjp = Callable[..., Gradients]
 """(step, gradient of the first result, first result, operands...) -> gradients of the operands."""
 
-ZERO = frozenset({"Ceil", "Floor", "Round", "Sign"})
+ZERO = frozenset({"Ceil", "EyeLike", "Floor", "Hardmax", "RandomNormalLike", "RandomUniformLike", "Round", "Sign"})
 """Operators with float results whose derivative is zero wherever there is one."""
 
 QUANTISERS = frozenset({"DynamicQuantizeLinear", "QuantizeLinear"})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.rules.notation import Call
 from onnxprune.shapes import BoolArray, Shape, Shapes
@@ -22,6 +22,9 @@ LAST = int(np.iinfo(np.int64).max)
 
 _EXPANDS = 8
 """The first opset with ``Expand``."""
+
+_COMPUTED_SLICE = 10
+"""The first opset in which ``Slice`` has operands."""
 
 _EQUAL_FLOATS = 11
 """The first opset in which floats can be compared for equality."""
@@ -71,6 +74,22 @@ class Tape:
             self._stored[key] = name = self.unique("constant")
             self.constants[name] = numpy_helper.from_array(values, name)
         return self._stored[key]
+
+    def copy(self, graph: GraphProto, names: Mapping[Name, Name]) -> dict[Name, Name]:
+        """Add another graph's nodes and stored tensors, some of whose tensors have ``names`` here; returns all of them."""
+        found = dict(names)
+        for tensor in graph.initializer:
+            found[tensor.name] = self.store(numpy_helper.to_array(tensor))
+        for proto in graph.node:
+            node = NodeProto()
+            node.CopyFrom(proto)
+            for name in filter(None, proto.output):
+                found[name] = self.unique(proto.op_type)
+            node.input[:] = [found[name] if name else "" for name in proto.input]
+            node.output[:] = [found[name] if name else "" for name in proto.output]
+            node.name = node.output[0]
+            self.nodes.append(node)
+        return found
 
     def needed(self, names: set[str]) -> list[NodeProto]:
         """The nodes that some tensors depend on, in order."""
@@ -254,6 +273,11 @@ class Step:
         """Nought everywhere, in another tensor's shape."""
         return self.spread(self.constant(0), other)
 
+    def within(self, value: Name, other: Name) -> Name:
+        """As much of a tensor's front as another one has."""
+        self.require(self.tape.opset >= _COMPUTED_SLICE)
+        return self.Slice(value, self.ints([0] * self.call.rank()), self.Shape(other))
+
     def enlarge(self, value: Name, factors: Sequence[int]) -> Name:
         """Each element so many times along each axis."""
         scales = np.array(factors, np.float32)
@@ -270,11 +294,16 @@ class Step:
 
         Args:
             shape: of ``value``; by default, like ``fixed``, the first result's.
+
+        Raises:
+            Unsupported: whether it was repeated depends on the model's inputs.
         """
         shape = self.result if shape is None else shape
         fixed = self.fixed_result() if fixed is None else fixed
         own, own_fixed = self.call.shape(operand), self.fixed(operand)
         more = len(shape) - len(own)
+        sizes = zip(own, own_fixed, shape[more:], strict=True)
+        self.require(all(f or n == m for n, f, m in sizes))
         repeated = [
             more + axis
             for axis, size in enumerate(own)

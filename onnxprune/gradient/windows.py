@@ -88,12 +88,12 @@ _LARGER = 1.5
 """How many times the work these may be."""
 
 
-def transposed(op: Step, g: Name, filters: Name, at: Windows, group: int, x: Name) -> Name:
-    """Sum up at each element of ``x`` what the windows have that it is in.
+def transposed(op: Step, g: Name, filters: Name, at: Windows, group: int, x: Name, counted: int) -> Name:
+    """Sum up at each element of ``x`` what the windows have that it is in, in ``counted`` channels.
 
     Without strides that is a convolution with the filters turned around, which is faster for many sizes.
     """
-    channels, counted = op.call.shape(0)[1], op.result[1]
+    channels = op.call.shape(0)[1]
     begins = [extent - 1 - b for extent, b in zip(at.extents, at.begins, strict=True)]
     ends = [extent - 1 - e for extent, e in zip(at.extents, at.after, strict=True)]
     blocks = channels == counted == group or (channels // group) % _BLOCK == (counted // group) % _BLOCK == 0
@@ -113,7 +113,7 @@ def transposed(op: Step, g: Name, filters: Name, at: Windows, group: int, x: Nam
         output_padding=[max(0, m) for m in at.more],
         group=group,
     )
-    return op.Slice(found, op.ints([0] * (2 + len(at.kernel))), op.Shape(x)) if any(at.loose) else found
+    return op.within(found, x) if any(at.loose) else found
 
 
 _STRIDED_SLICE = 10

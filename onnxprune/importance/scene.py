@@ -110,7 +110,7 @@ class Scene:
         found = self._origin._measured
         if key not in found:
             found[key] = measure(self._origin)
-        return found[key][number][np.isin(self._origin.coupling.groups[number].roots, self.group(number).roots)]
+        return found[key][number][np.isin(self._origin.group(number).roots, self.group(number).roots)]
 
     @cached_property
     def handover(self) -> Handover:
