@@ -31,7 +31,7 @@ def blocks() -> dict[str, str]:
     """The text of every generated block."""
     results = {
         name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness")
+        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness", "fair", "finetune", "mic")
     }
     return {
         "operators": table(),
@@ -44,6 +44,8 @@ def blocks() -> dict[str, str]:
         "paoding": _paoding(results["paoding"]),
         "impact": _impact(results["impact"]),
         "fair": _fair(results["fair"]),
+        "finetune": _finetune(results["finetune"]),
+        "mic": _mic(results["mic"]),
         "robustness": _robustness(results["robustness"]),
     }
 
@@ -78,6 +80,18 @@ def _fair(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _mic(found: dict[str, Any]) -> str:
+    """Accuracy by criterion and ratio, in percent, as chosen and after least squares."""
+    lines = [f"| {found['model']} ({100 * found['accuracy']:.1f} %) | " + " | ".join(f"{r:g}" for r in found["ratios"]) + " |"]
+    lines.append("|---|" + "--:|" * len(found["ratios"]))
+    lines.append("| MACs left | " + " | ".join(f"{v:.2f}" for v in found["left"]["macs"]) + " |")
+    for criterion, plain in found["by_compensation"]["none"].items():
+        fitted = found["by_compensation"]["least-squares"][criterion]
+        cells = [f"{100 * a:.1f}, {100 * b:.1f}" for a, b in zip(plain, fitted, strict=True)]
+        lines.append(f"| {criterion} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _percent(values: tuple[float, ...]) -> str:
     return " | ".join(f"{100 * v:.1f}" for v in values) + " |"
 
@@ -101,6 +115,19 @@ def _paoding(results: dict[str, Any]) -> str:
                 f"{100 * step['accuracy']:.1f} | {100 * rival:.1f} | {robust[0]} (epsilon {epsilon}) | {robust[1]} |"
             )
     return "\n".join(lines)
+
+
+def _finetune(results: dict[str, Any]) -> str:
+    heading = "| network | MACs left | original | pruned | learned from | samples | epochs | fine-tuned | CPU time | elapsed |"
+    rows = [heading, "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|"]
+    for case in results["cases"].values():
+        original, pruned, tuned = (f"{100 * case['accuracy'][k]:.1f}" for k in ("original", "pruned", "fine-tuned"))
+        source = " and ".join(s for s, used in (("labels", case["labels"]), ("the original", case["original"])) if used)
+        rows.append(
+            f"| {case['model']} | {case['macs_left']:.2f} | {original} | {pruned} | {source} | {case['samples']:,} | "
+            f"{case['train']['epochs']} | {tuned} | {case['cpu_s'] / 60:.1f} min | {case['wall_s'] / 60:.1f} min |"
+        )
+    return "\n".join(rows)
 
 
 def _impact(found: dict[str, Any]) -> str:
