@@ -31,7 +31,7 @@ def blocks() -> dict[str, str]:
     """The text of every generated block."""
     results = {
         name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness")
+        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness", "fair", "finetune")
     }
     return {
         "operators": table(),
@@ -44,6 +44,7 @@ def blocks() -> dict[str, str]:
         "paoding": _paoding(results["paoding"]),
         "impact": _impact(results["impact"]),
         "fair": _fair(results["fair"]),
+        "finetune": _finetune(results["finetune"]),
         "robustness": _robustness(results["robustness"]),
     }
 
@@ -101,6 +102,19 @@ def _paoding(results: dict[str, Any]) -> str:
                 f"{100 * step['accuracy']:.1f} | {100 * rival:.1f} | {robust[0]} (epsilon {epsilon}) | {robust[1]} |"
             )
     return "\n".join(lines)
+
+
+def _finetune(results: dict[str, Any]) -> str:
+    heading = "| network | MACs left | original | pruned | learned from | samples | epochs | fine-tuned | CPU time | elapsed |"
+    rows = [heading, "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|"]
+    for case in results["cases"].values():
+        original, pruned, tuned = (f"{100 * case['accuracy'][k]:.1f}" for k in ("original", "pruned", "fine-tuned"))
+        source = " and ".join(s for s, used in (("labels", case["labels"]), ("the original", case["original"])) if used)
+        rows.append(
+            f"| {case['model']} | {case['macs_left']:.2f} | {original} | {pruned} | {source} | {case['samples']:,} | "
+            f"{case['train']['epochs']} | {tuned} | {case['cpu_s'] / 60:.1f} min | {case['wall_s'] / 60:.1f} min |"
+        )
+    return "\n".join(rows)
 
 
 def _impact(found: dict[str, Any]) -> str:

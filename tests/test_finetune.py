@@ -19,6 +19,7 @@ import onnxprune
 from onnxprune.cli import app
 from onnxprune.errors import DataError, GradientError, ModelError, OptionError, OutputError, StateError, UsageError
 from onnxprune.finetune import Epoch, finetune
+from onnxprune.finetune import model as training_model
 from onnxprune.finetune.augment import augmented
 from onnxprune.finetune.optimiser import Adam, Sgd, factor
 from onnxprune.finetune.trainer import best, zeros
@@ -93,6 +94,18 @@ def test_a_step_is_gradient_descent(kind: str) -> None:
         assert np.abs(found[name] - values).max() < 2e-6, name
     assert max(np.abs(found[name] - values).max() for name, values in other.items()) > 1e-4
     assert not np.allclose(found["w0"], stored(MLP)["w0"], atol=1e-4)
+
+
+def test_parts_of_a_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for workers, parts in ((1, [48]), (2, [24, 24]), (8, [16, 16, 16])):
+        monkeypatch.setattr(training_model, "WORKERS", workers)
+        assert [len(rows) for rows in training_model.portions(48, None)] == parts
+        found.append(finetune(MLP, DATA, original=TEACHER, epochs=3, batch=48, learning_rate=0.01, validation=0.0))
+    for other in found[1:]:
+        for name, values in stored(found[0].model).items():
+            assert np.allclose(values, stored(other.model)[name], atol=1e-5), name
+    assert [rows.tolist() for rows in training_model.portions(5, 2)] == [[0, 1], [2, 3], [4, 4]]
 
 
 def test_probabilities_are_distilled_like_logits() -> None:

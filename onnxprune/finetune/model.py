@@ -38,7 +38,7 @@ class Original:
 
     def __call__(self, data: Dataset) -> dict[str, Array]:
         """What it says about samples, by output."""
-        parts = [data.take(rows).inputs for rows in portions(data.samples, self._batch, _PART)]
+        parts = [data.take(rows).inputs for rows in portions(data.samples, self._batch)]
         found = at_once(lambda feeds: self._session.run(feeds, self._names), parts)
         return {name: np.concatenate(column)[: data.samples] for name, *column in zip(self._names, *found, strict=True)}
 
@@ -81,16 +81,16 @@ class Model:
     def _feeds(self, samples: Samples, weights: Mapping[str, Array]) -> Iterator[tuple[dict[str, Array], Floats]]:
         """What goes into each run, and the shares of its samples in the mean, 0 for padding."""
         count = samples.data.samples
-        for rows in portions(count, self._batch, _PART):
+        for rows in portions(count, self._batch):
             part = samples.take(rows)
             shares = np.where(np.arange(rows[0], rows[0] + len(rows)) < count, 1 / count, 0.0)
             given = self._gradient.feeds(part.data.inputs, part.data.labels, weights=shares, targets=part.targets)
             yield {**given, **weights}, shares
 
 
-def portions(count: int, fixed: int | None, least: int) -> list[Rows]:
+def portions(count: int, fixed: int | None) -> list[Rows]:
     """Numbers of samples that go through a model together: ``fixed`` many, the last repeated, or as suits the workers."""
-    size = fixed or min(BATCH, max(least, -(-count // WORKERS)))
+    size = fixed or min(BATCH, max(_PART, -(-count // WORKERS)))
     ends = (start + size if fixed else min(start + size, count) for start in range(0, count, size))
     return [np.minimum(np.arange(start, end), count - 1) for start, end in zip(range(0, count, size), ends, strict=True)]
 

@@ -252,9 +252,17 @@ class Scene:
             sum_ = self._sums.get(step.call.node.index)
             slot = None if sum_ is None else bias_slot(self.graph, sum_)
             name = next(filter(None, (step.call.node if slot is None else slot[0]).outputs))
+            if sum_ is not None and (slot is None or not slot[0].input(slot[1])):
+                name = self._shifted_by(name)
             axis = self.axis(number, name)
             found |= {} if axis is None else {name: axis}
         return found
+
+    def _shifted_by(self, name: str) -> str:
+        """What comes of a tensor once a bias is added that is stored on its own, if that is all that reads it."""
+        readers = self.graph.consumers.get(name, [])
+        added = len(readers) == 1 and readers[0].op == "Add" and any(n in self.weights for n in readers[0].inputs)
+        return readers[0].outputs[0] if added else name
 
     def producers(self, number: int) -> list[Step]:
         """The layers that make a group's channels."""
