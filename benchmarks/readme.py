@@ -31,7 +31,7 @@ def blocks() -> dict[str, str]:
     """The text of every generated block."""
     results = {
         name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness", "fair", "finetune")
+        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness", "fair", "finetune", "mic")
     }
     return {
         "operators": table(),
@@ -45,6 +45,7 @@ def blocks() -> dict[str, str]:
         "impact": _impact(results["impact"]),
         "fair": _fair(results["fair"]),
         "finetune": _finetune(results["finetune"]),
+        "mic": _mic(results["mic"]),
         "robustness": _robustness(results["robustness"]),
     }
 
@@ -76,6 +77,18 @@ def _fair(results: dict[str, Any]) -> str:
         rows = [found[f"{c} {mode}"] for mode in ("none", "least-squares") for c in ("wasserstein", "reconstruction", "l1")]
         values = (rows[0]["accuracy_before"], *(r["accuracy_after"] for r in rows))
         lines.append(f"| {name} | {rows[0]['parameters']:.3f} | " + _percent(values))
+    return "\n".join(lines)
+
+
+def _mic(found: dict[str, Any]) -> str:
+    """Accuracy by criterion and ratio, in percent, as chosen and after least squares."""
+    lines = [f"| {found['model']} ({100 * found['accuracy']:.1f} %) | " + " | ".join(f"{r:g}" for r in found["ratios"]) + " |"]
+    lines.append("|---|" + "--:|" * len(found["ratios"]))
+    lines.append("| MACs left | " + " | ".join(f"{v:.2f}" for v in found["left"]["macs"]) + " |")
+    for criterion, plain in found["by_compensation"]["none"].items():
+        fitted = found["by_compensation"]["least-squares"][criterion]
+        cells = [f"{100 * a:.1f}, {100 * b:.1f}" for a, b in zip(plain, fitted, strict=True)]
+        lines.append(f"| {criterion} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -125,12 +138,13 @@ def _impact(found: dict[str, Any]) -> str:
 
 
 def _robustness(results: dict[str, Any]) -> str:
-    """The attacks of each network at the last epsilons that were tried, and how far torch's figures are at most."""
+    """Each network's attacks at the first epsilons that cost it more than a point, and how far torch's figures are at most."""
     rows = ["| network | attack | samples | still right, by epsilon | largest gap to torch | gradients over forward passes |"]
     rows.append("|---|---|--:|---|--:|--:|")
     for name, found in results.items():
         for kind, shares in ((k, v) for k, v in found.items() if isinstance(v, dict) and "torch" in v):
-            right = ", ".join(f"{100 * share:.1f} ({e})" for e, share in list(shares["graph"].items())[-5:])
+            hurt = [(e, share) for e, share in shares["graph"].items() if share < found[f"{kind}: accuracy"] - 0.01]
+            right = ", ".join(f"{100 * share:.1f} ({e})" for e, share in hurt[:4])
             gap, samples = found[f"{kind}: largest gap in points"], found[f"{kind}: samples"]
             rows.append(f"| {name} | {kind} | {samples} | {right} | {gap:.1f} | {found['gradients over forward passes']:.1f} |")
     return "\n".join(rows)
