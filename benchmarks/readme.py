@@ -29,10 +29,8 @@ SHOWN = [
 
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
-    results = {
-        name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness", "fair", "finetune", "mic")
-    }
+    names = ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness", "fair", "finetune", "mic")
+    results = {name: json.loads((HERE / f"{name}.json").read_text()) for name in names}
     return {
         "operators": table(),
         "coverage": _coverage(results["coverage"]),
