@@ -136,12 +136,13 @@ def _impact(found: dict[str, Any]) -> str:
 
 
 def _robustness(results: dict[str, Any]) -> str:
-    """The attacks of each network at the last epsilons that were tried, and how far torch's figures are at most."""
+    """Each network's attacks at the first epsilons that cost it more than a point, and how far torch's figures are at most."""
     rows = ["| network | attack | samples | still right, by epsilon | largest gap to torch | gradients over forward passes |"]
     rows.append("|---|---|--:|---|--:|--:|")
     for name, found in results.items():
         for kind, shares in ((k, v) for k, v in found.items() if isinstance(v, dict) and "torch" in v):
-            right = ", ".join(f"{100 * share:.1f} ({e})" for e, share in list(shares["graph"].items())[-5:])
+            hurt = [(e, share) for e, share in shares["graph"].items() if share < found[f"{kind}: accuracy"] - 0.01]
+            right = ", ".join(f"{100 * share:.1f} ({e})" for e, share in hurt[:4])
             gap, samples = found[f"{kind}: largest gap in points"], found[f"{kind}: samples"]
             rows.append(f"| {name} | {kind} | {samples} | {right} | {gap:.1f} | {found['gradients over forward passes']:.1f} |")
     return "\n".join(rows)
