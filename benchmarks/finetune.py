@@ -41,7 +41,7 @@ SETS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "resnet20_cifar10": ("cifar10_lossless_train4000", "cifar10_lossless_test", cifar),
     "mnistfc_256x4": ("mnist_train20k", "mnist_test", mnist),
 }
-_CIFAR = {"augment": ("flip", "shift"), "batch": 32, "epochs": 40}
+_CIFAR = {"augment": ("flip", "shift"), "batch": 32, "epochs": 24}
 HALF_MACS = {"ratio": 0.32, "criterion": "impact"}
 """Leaves just under half of the multiply-accumulates of ResNet-20."""
 

@@ -29,10 +29,7 @@ SHOWN = [
 
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
-    results = {
-        name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness")
-    }
+    results = {path.stem: json.loads(path.read_text()) for path in HERE.glob("*.json")}
     return {
         "operators": table(),
         "coverage": _coverage(results["coverage"]),
@@ -43,8 +40,54 @@ def blocks() -> dict[str, str]:
         "quantize": _quantize(results["quantize"]),
         "paoding": _paoding(results["paoding"]),
         "impact": _impact(results["impact"]),
+        "fair": _fair(results["fair"]),
+        "finetune": _finetune(results["finetune"]),
+        "mic": _mic(results["mic"]),
         "robustness": _robustness(results["robustness"]),
     }
+
+
+def _fair(results: dict[str, Any]) -> str:
+    """The VGG level by level, and others' models at the same counts by three criteria."""
+    vgg = results["vgg"]
+    lines = ["| ToD level, removal ranking | parameters left | MACs left | accuracy, original | pruned | least squares |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for name, both in vgg.items():
+        if not name.startswith("seconds"):
+            plain, fitted = both["none"], both["least-squares"]
+            values = (plain["accuracy_before"], plain["accuracy_after"], fitted["accuracy_after"])
+            lines.append(f"| {name} | {plain['parameters']:.3f} | {plain['macs']:.3f} | " + _percent(values))
+    theirs, ours = results["network-pruner 2.16, processor seconds"], vgg["seconds, own"]["processor, whole run"]
+    lines += [
+        "",
+        f"Measuring takes {ours:.1f} CPU seconds, import and proof included; network-pruner 2.16 takes {theirs:.1f}.",
+        "",
+    ]
+    lines += ["| network, ToD level | parameters left | accuracy | wasserstein | reconstruction | l1 | with least squares | | |"]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    for name, found in results["models"].items():
+        for level in (key for key, value in found.items() if isinstance(value, dict)):
+            modes = ("none", "least-squares")
+            rows = [found[level][f"{c} {mode}"] for mode in modes for c in ("wasserstein", "reconstruction", "l1")]
+            values = (rows[0]["accuracy_before"], *(r["accuracy_after"] for r in rows))
+            lines.append(f"| {name}, {level} | {rows[0]['parameters']:.3f} | " + _percent(values))
+    return "\n".join(lines)
+
+
+def _mic(found: dict[str, Any]) -> str:
+    """Accuracy by criterion and ratio, in percent, as chosen and after least squares."""
+    lines = [f"| {found['model']} ({100 * found['accuracy']:.1f} %) | " + " | ".join(f"{r:g}" for r in found["ratios"]) + " |"]
+    lines.append("|---|" + "--:|" * len(found["ratios"]))
+    lines.append("| MACs left | " + " | ".join(f"{v:.2f}" for v in found["left"]["macs"]) + " |")
+    for criterion, plain in found["by_compensation"]["none"].items():
+        fitted = found["by_compensation"]["least-squares"][criterion]
+        cells = [f"{100 * a:.1f}, {100 * b:.1f}" for a, b in zip(plain, fitted, strict=True)]
+        lines.append(f"| {criterion} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _percent(values: tuple[float, ...]) -> str:
+    return " | ".join(f"{100 * v:.1f}" for v in values) + " |"
 
 
 def _paoding(results: dict[str, Any]) -> str:
@@ -68,6 +111,19 @@ def _paoding(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _finetune(results: dict[str, Any]) -> str:
+    heading = "| network | MACs left | original | pruned | learned from | samples | epochs | fine-tuned | CPU time | elapsed |"
+    rows = [heading, "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|"]
+    for case in results["cases"].values():
+        original, pruned, tuned = (f"{100 * case['accuracy'][k]:.1f}" for k in ("original", "pruned", "fine-tuned"))
+        source = " and ".join(s for s, used in (("labels", case["labels"]), ("the original", case["original"])) if used)
+        rows.append(
+            f"| {case['model']} | {case['macs_left']:.2f} | {original} | {pruned} | {source} | {case['samples']:,} | "
+            f"{case['train']['epochs']} | {tuned} | {case['cpu_s'] / 60:.1f} min | {case['wall_s'] / 60:.1f} min |"
+        )
+    return "\n".join(rows)
+
+
 def _impact(found: dict[str, Any]) -> str:
     return (
         f"{found['step_s']:.2f} CPU seconds, {found['step_over_product']:.1f} times one product of two "
@@ -76,12 +132,13 @@ def _impact(found: dict[str, Any]) -> str:
 
 
 def _robustness(results: dict[str, Any]) -> str:
-    """The attacks of each network at the last epsilons that were tried, and how far torch's figures are at most."""
+    """Each network's attacks at the first epsilons that cost it more than a point, and how far torch's figures are at most."""
     rows = ["| network | attack | samples | still right, by epsilon | largest gap to torch | gradients over forward passes |"]
     rows.append("|---|---|--:|---|--:|--:|")
     for name, found in results.items():
         for kind, shares in ((k, v) for k, v in found.items() if isinstance(v, dict) and "torch" in v):
-            right = ", ".join(f"{100 * share:.1f} ({e})" for e, share in list(shares["graph"].items())[-5:])
+            hurt = [(e, share) for e, share in shares["graph"].items() if share < found[f"{kind}: accuracy"] - 0.01]
+            right = ", ".join(f"{100 * share:.1f} ({e})" for e, share in hurt[:4])
             gap, samples = found[f"{kind}: largest gap in points"], found[f"{kind}: samples"]
             rows.append(f"| {name} | {kind} | {samples} | {right} | {gap:.1f} | {found['gradients over forward passes']:.1f} |")
     return "\n".join(rows)

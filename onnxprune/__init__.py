@@ -16,6 +16,7 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    SidecarError,
     StateError,
     TapeError,
     UsageError,
@@ -24,12 +25,14 @@ from onnxprune.errors import (
 from onnxprune.evaluation import Evaluation
 from onnxprune.evaluator import Evaluator
 from onnxprune.finetune import Finetuned, finetune
+from onnxprune.importance import ScoreTable
 from onnxprune.plan import Plan
 from onnxprune.pruner import Pruner, Result, inspect, prune
 from onnxprune.quantize import Quantized, quantize
 from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
 from onnxprune.sampler import Sampler
+from onnxprune.sparsify import Restored, Sparsified, restore, sparsify
 from onnxprune.sweep import Sweep, sweep
 
 __all__ = [
@@ -39,6 +42,8 @@ __all__ = [
     "inspect",
     "prune",
     "quantize",
+    "restore",
+    "sparsify",
     "sweep",
     # verbs for one layer
     "remove_filters",
@@ -53,8 +58,11 @@ __all__ = [
     "Pruner",
     "Quantized",
     "Report",
+    "Restored",
     "Result",
     "Sampler",
+    "ScoreTable",
+    "Sparsified",
     "Sweep",
     # errors
     "DataError",
@@ -64,6 +72,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "SidecarError",
     "StateError",
     "TapeError",
     "UsageError",

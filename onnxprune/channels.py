@@ -66,6 +66,11 @@ class ChannelGroup:
         members = tuple(replace(m, positions=m.positions[c], channels=number[m.channels[c]]) for m, c in chosen)
         return replace(self, roots=self.roots[stay], members=members, parameters=self.parameters * int(stay.sum()) // self.size)
 
+    def producers(self, weights: Weights) -> list[Member]:
+        """The axes of its producers' filters; of vectors (biases) only where there is nothing else."""
+        found = [m for m in self.members if m.producer]
+        return [m for m in found if len(weights.shape(m.site.tensor)) > 1] or found
+
     def slices(self, weights: Weights) -> Iterator[tuple[Array, IntArray]]:
         """The filters of every producer, one stored tensor at a time.
 
@@ -75,7 +80,7 @@ class ChannelGroup:
             filters: numbers (positions, ...), the producer axis first; those of quantised tensors from their zero point on.
             channels: int (positions,), the channel each of them belongs to.
         """
-        for member in (m for m in self.members if m.producer):
+        for member in self.producers(weights):
             axis, shape = member.site.axis, weights.shape(member.site.tensor)
             for box, part in weights.pieces(member.site.tensor):
                 if any(member.fill.values):
@@ -176,8 +181,8 @@ def named(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
 def chosen(coupling: Coupling, table: Mapping[str, T], option: str) -> list[T | None]:
     """What a table from patterns to values says of each group; None where it says nothing.
 
-    A pattern (shell-style, or a name as it is) stands for the groups of which it matches the name, a tensor that they live
-    on or a node that makes their channels. The first that matches a group counts.
+    A pattern (shell-style, or a name as it is) stands for the groups of which it matches the name, a node that
+    makes their channels, or a tensor that it does so with. The first that matches a group counts.
 
     Raises:
         UsageError: a pattern matches no group.
@@ -185,9 +190,10 @@ def chosen(coupling: Coupling, table: Mapping[str, T], option: str) -> list[T | 
     found: list[T | None] = []
     used: set[str] = set()
     for name, group in named(coupling.groups).items():
-        nodes = [coupling.flow.roles.get(site, {}).get("producer", "") for site in group.sites]
-        names = {name, *nodes, *(site.tensor for site in group.sites)}
-        hits = [p for p in table if p in names or any(fnmatchcase(n, p) for n in names)]
+        makers = [m.site for m in group.members if m.producer]
+        nodes = [coupling.flow.roles.get(site, {}).get("producer", "") for site in makers]
+        known = {name, *nodes, *(site.tensor for site in makers)}
+        hits = [p for p in table if p in known or any(fnmatchcase(n, p) for n in known)]
         used.update(hits)
         found.append(table[hits[0]] if hits else None)
     for pattern in table:

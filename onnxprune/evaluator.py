@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune import data as datasets
 from onnxprune.cost import cost
 from onnxprune.data import Data, Dataset, fixed_batch
-from onnxprune.errors import DataError, GradientError, OptionError, UsageError
+from onnxprune.errors import DataError, ModelError, OptionError, UsageError
 from onnxprune.evaluate import (
     Attack,
     Budget,
@@ -285,9 +285,9 @@ class Evaluator:
         budget, shapes, note = Budget(dataset.samples, others, self._attack.gradients(count), judged), infer(source), ""
         if self._gradient != "finite-difference":
             try:
-                differentiated(source, shapes, inputs, self._sparse)
+                Session(differentiated(source, shapes, inputs, self._sparse).model, optimise=False)
                 return budget
-            except GradientError as error:
+            except ModelError as error:
                 if self._gradient == "graph" or self._sparse.share:
                     raise
                 note = f"no exact gradients: {str(error).partition('; ')[0]}"

@@ -166,10 +166,19 @@ class _Layer:
         self._cut_bias(editor, weights, stays)
         made = editor.finish(weights, {}).complete()
         del made.graph.value_info[:]  # what was known of the sizes behind this node is known no more
-        for value in made.graph.output:
-            if value.name in self.node.outputs:
-                value.type.tensor_type.ClearField("shape")
+        if self.result is not None and set(letters(self.result)) & set(stays):
+            for value in made.graph.output:
+                if value.name == self.node.outputs[0] and value.type.tensor_type.shape.dim:
+                    value.type.tensor_type.shape.dim[-self._behind].dim_value = int(self._spread(self.result, stays).sum())
         return made
+
+    @property
+    def _behind(self) -> int:
+        """The place of the result's axis, counted from the last."""
+        pattern, first = self.signature.results[0], min(self.tokens)
+        positions = len(self.tokens[first]) - len([t for t in self.signature.operands[first].tokens if t != "*"])
+        assert self.result is not None, "asked for where there is one"
+        return sum(positions if t == "*" else 1 for t in pattern.tokens[pattern.tokens.index(self.result) :])
 
     def _spread(self, token: Token, stays: Mapping[str, BoolArray]) -> BoolArray:
         """Which indices of an axis stay."""
@@ -181,9 +190,7 @@ class _Layer:
         readers = self.graph.consumers.get(self.node.outputs[0], [])
         if not self.summed or self.result is None or [r.op for r in readers if r.standard] != ["Add"]:
             return
-        mask, pattern, first = self._spread(self.result, stays), self.signature.results[0], min(self.tokens)
-        positions = len(self.tokens[first]) - len([t for t in self.signature.operands[first].tokens if t != "*"])
-        behind = sum(positions if t == "*" else 1 for t in pattern.tokens[pattern.tokens.index(self.result) :])
+        mask, behind = self._spread(self.result, stays), self._behind
         for k, name in enumerate(readers[0].inputs):
             shape = self.graph.weights.shape(name) if name in self.graph.weights else ()
             if len(shape) >= behind:

@@ -304,7 +304,8 @@ class Sampler:
 
     def _set(self, given: str | Criterion) -> None:
         self._given = given
-        self._criterion, self._protection = (self._find(c) for c in (given, self._protecting))
+        self._criterion = self._find(given)
+        self._protection = self._find(self._protecting) if self.limits.scope == "tod" else self._criterion
 
     def _find(self, given: str | Criterion) -> Criterion:
         if self._table is not None and isinstance(given, str) and given in self._table.scores:
@@ -317,11 +318,13 @@ class Sampler:
         return criterion(scene.group(number), scene.weights, data) if found is None else found
 
     def _choose(self, scene: Scene, number: int, count: int, data: Dataset | None) -> Pairs:
-        if isinstance(self._criterion, Nominator) and self.limits.scope != "tod":  # whose counts are of the lowest scores
-            found = self._criterion.nominate(scene, number, count)
-            if found is not None:
-                return found
-        leaves = lowest(self._rank(scene, number, data), count)
+        if self.limits.scope == "tod":  # whose counts are of the lowest scores
+            leaves = lowest(self._rank(scene, number, data), count)
+            return Pairs(leaves, np.full(len(leaves), -1))
+        found = self._criterion.nominate(scene, number, count) if isinstance(self._criterion, Nominator) else None
+        if found is not None:
+            return found
+        leaves = lowest(self._criterion(scene.group(number), scene.weights, data), count)
         return Pairs(leaves, np.full(len(leaves), -1))
 
 

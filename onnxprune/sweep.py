@@ -245,9 +245,7 @@ def sweep(
         seed=seed,
     )
     if mode == "clusters" and not isinstance(sampler.criterion, Clustered):
-        raise OptionError(
-            "clusters are searched for where a criterion has them; choose kmeans-l1, kmeans-taylor or kmeans-distance"
-        )
+        raise OptionError("clusters are searched for where a criterion has them; choose one of kmeans-*")
     sampler.look_at(dataset)
     run = Run(graph, sampler, freeze=freeze, mixing=mixing, data=dataset, seed=seed)
     while True:

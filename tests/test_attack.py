@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import onnxprune
-from onnxprune import Evaluator
+from onnxprune import Evaluator, evaluator
 from onnxprune.cli import app
 from onnxprune.errors import DataError, GradientError, ModelError, OnnxpruneError
 from onnxprune.evaluate import Attack, Sparse, adversarial
@@ -195,6 +195,23 @@ def test_operators_without_a_rule_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=NET.x)
     run = CliRunner().invoke(app, ["evaluate", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "d.npz"), "--epsilon", "0.3"])
     assert run.stderr.splitlines()[1] == f"onnxprune: warning: no exact gradients: node 'lstm' (LSTM) {RULE}"
+
+
+def test_a_backward_graph_that_does_not_load_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule may write what this onnxruntime does not have."""
+    true = evaluator.differentiated
+
+    def broken(*given: Any) -> Any:
+        found = true(*given)
+        found.model.graph.node[-1].op_type = "Nonsense"
+        return found
+
+    monkeypatch.setattr(evaluator, "differentiated", broken)
+    found = Evaluator([0.2]).evaluate(NET.onnx(), GOOD)
+    close(found.robust_accuracy, NET.robust)
+    assert re.fullmatch(r"no exact gradients: onnxruntime [\d.]+ can't load the model: .*Nonsense.*", found.warnings[0])
+    with pytest.raises(ModelError, match="Nonsense"):
+        Evaluator([0.2], gradient="graph").evaluate(NET.onnx(), GOOD)
 
 
 # a pruned backward pass -----------------------------------------------------------------------------------------------------

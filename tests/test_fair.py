@@ -154,7 +154,7 @@ def test_recurrent_units_are_differenced() -> None:
     found = scene(recurrent(), samples("recurrent"))
     scores = by_layer(found, Reconstruction().measure(found))
     np.testing.assert_allclose(scores["lstm"], stored("recurrent")["lstm.r"], rtol=2e-3, atol=2e-4)
-    assert found.notes == ("group 'lstm' has no gradient: its reconstruction scores are central differences on 21 samples",)
+    assert found.notes == ("group 'lstm' has no gradient: its scores are central differences on 21 samples",)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -434,6 +434,31 @@ def test_a_label_beyond_the_classes() -> None:
         onnxprune.prune(net(), criterion="reconstruction", data=samples("net") | {"labels": np.full(21, 7)})
 
 
+@pytest.mark.parametrize("criterion", ["wasserstein", "reconstruction"])
+def test_what_is_not_finite_is_refused(criterion: str) -> None:
+    data = samples("net")
+    data["x"][0] = 3e38
+    text = (
+        rf"^criterion '{criterion}' is not finite for channel \d of group 'conv1': the model or its gradient overflows on the "
+        "data; take another criterion, or other data$"
+    )
+    with pytest.raises(onnxprune.ModelError, match=text):
+        onnxprune.prune(net(), criterion=criterion, data=data)
+
+
+def test_quantised_weights_have_no_derivative() -> None:
+    small = onnxprune.quantize(net(), "int8", data=samples("net")).model
+    with pytest.raises(onnxprune.ModelError, match=r"has quantised weights \('.*'\), by which the loss has no derivative; take"):
+        onnxprune.prune(small, criterion="reconstruction", data=samples("net"))
+    assert onnxprune.prune(small, criterion="wasserstein", data=samples("net")).report.verification.passed
+
+
+def test_nothing_to_prune() -> None:
+    result = onnxprune.prune(net(), scope="tod", freeze=("conv*", "dense"), data=samples("net"))
+    assert not result.report.groups
+    assert Wasserstein().measure(scene(net(), samples("net")))
+
+
 def test_a_group_alone_can_t_be_scored() -> None:
     coupling = analyse(load(net()))
     with pytest.raises(UsageError, match="criterion 'wasserstein' is measured on the whole model"):
@@ -449,6 +474,23 @@ def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # saved scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_free_leaves_first() -> None:
+    """Scores are then of the channels that are left."""
+    proto = net()
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("dense.weight", "dense.bias"):
+            values = numpy_helper.to_array(tensor).copy()
+            values[3] = 0
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for criterion in ("wasserstein", "reconstruction"):
+        result = onnxprune.prune(proto, criterion=criterion, free=True, ratio=0.3, data=samples("net"))
+        scores = result.scores()
+        assert len(scores.scores[criterion]["dense"]) == 9
+        assert 3 not in next(s.keep for s in result.plan.sites if (s.tensor, s.axis) == ("dense.weight", 0))
+        again = onnxprune.prune(proto, free=True, ratio=0.3, scores=scores)
+        assert again.plan == result.plan
 
 
 def test_saved_scores_are_taken_again_without_data(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from typer.testing import CliRunner, Result
 
 import onnxprune
 from onnxprune.cli import app
-from onnxprune.errors import DataError, ModelError, OptionError, OutputError, StateError, UsageError
+from onnxprune.errors import DataError, GradientError, ModelError, OptionError, OutputError, StateError, UsageError
 from onnxprune.finetune import Epoch, finetune
+from onnxprune.finetune import model as training_model
 from onnxprune.finetune.augment import augmented
 from onnxprune.finetune.optimiser import Adam, Sgd, factor
 from onnxprune.finetune.trainer import best, zeros
-from onnxprune.gradient import differentiate
+from onnxprune.gradient import differentiate, registry
 from onnxprune.graph import load
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
@@ -93,6 +94,26 @@ def test_a_step_is_gradient_descent(kind: str) -> None:
         assert np.abs(found[name] - values).max() < 2e-6, name
     assert max(np.abs(found[name] - values).max() for name, values in other.items()) > 1e-4
     assert not np.allclose(found["w0"], stored(MLP)["w0"], atol=1e-4)
+
+
+def test_parts_of_a_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for count, parts in ((1, [48]), (2, [24, 24]), (4, [16, 16, 16])):
+        monkeypatch.setattr(training_model, "PARTS", count)
+        assert [len(rows) for rows in training_model.portions(48, None)] == parts
+        found.append(finetune(MLP, DATA, original=TEACHER, epochs=3, batch=48, learning_rate=0.01, validation=0.0))
+    for other in found[1:]:
+        for name, values in stored(found[0].model).items():
+            assert np.allclose(values, stored(other.model)[name], atol=1e-5), name
+    assert [rows.tolist() for rows in training_model.portions(5, 2)] == [[0, 1], [2, 3], [4, 4]]
+
+
+def test_the_number_of_processors_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for workers in (1, 2):
+        monkeypatch.setattr(training_model, "WORKERS", workers)
+        found.append(finetune(MLP, DATA, epochs=2, batch=48, validation=0.0).model)
+    assert found[0] == found[1]
 
 
 def test_probabilities_are_distilled_like_logits() -> None:
@@ -176,9 +197,9 @@ def test_training_helps_and_repeats_itself() -> None:
     assert after == report.epochs[report.best].accuracy
     assert [e.number for e in report.epochs] == list(range(7))
     assert report.samples == (270, 30)
-    assert (report.tensors, report.parameters) == (4, 6 * 8 + 8 + 8 * 4 + 4)
+    assert (report.tensors, report.parameters) == (4, (92, 92))
     assert json.loads(json.dumps(report.to_dict()))["schema"] == "onnxprune.finetuning/1"
-    assert "92 numbers in 4 tensors" in str(one)
+    assert "92 of 92 numbers, in 4 tensors" in str(one)
     assert stored(MLP)["w0"].tobytes() == stored(dense.network(dense.layers(6, 8, 4)))["w0"].tobytes()
 
 
@@ -254,6 +275,17 @@ def test_statistics_and_constants_stay() -> None:
     assert Session(result.model).run({"x": DATA["x"]})[0].shape == (48, 4)
 
 
+def test_weights_that_are_inputs_too() -> None:
+    """As exporters wrote them before IR version 4."""
+    model = dense.network(dense.layers(6, 8, 4))
+    for name, values in stored(model).items():
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, values.shape))
+    assert (
+        stored(finetune(model, DATA, epochs=1).model)["w0"].tobytes()
+        == stored(finetune(MLP, DATA, epochs=1).model)["w0"].tobytes()
+    )
+
+
 def test_masks_and_positions_stay() -> None:
     nodes = [helper.make_node("Add", ["x", "table"], ["a"]), helper.make_node("Gemm", ["a", "w"], ["y"])]
     tensors = {"table": np.ones((48, 6), np.float32), "w": np.ones((6, 4), np.float32)}
@@ -291,20 +323,16 @@ def test_zeros_stay_zeros_if_they_are_to() -> None:
     assert set(zeros({"a": np.ones(2), "b": np.zeros(2), "c": np.array([0, 1])})) == {"c"}
 
 
-def test_what_comes_before_a_node_without_a_rule_stays() -> None:
-    stack = dense.layers(6, 8, 4)
-    model = dense.network(stack)
-    model.graph.node[1].op_type, model.graph.node[1].name = "Mish", "odd"
-    model.opset_import[0].version = 18
-    nodes = list(model.graph.node)
-    nodes[1].CopyFrom(helper.make_node("TopK", ["s0", "eight"], ["h0", "order"], "odd", axis=1))
-    model.graph.initializer.append(numpy_helper.from_array(np.array([8]), "eight"))
-    result = finetune(model, DATA, **STEP)
-    if result.report.tensors == 4:  # the operator has a rule by now
-        pytest.skip("TopK has a gradient")
-    old, new = stored(model), stored(result.model)
+def test_what_comes_before_a_node_without_a_rule_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finetune(MLP, DATA, **STEP).report.tensors == 4
+    monkeypatch.delitem(registry._VJPS, "Relu")
+    result = finetune(MLP, DATA, **STEP)
+    old, new = stored(MLP), stored(result.model)
     assert {n for n in old if not np.array_equal(old[n], new[n])} == {"w1", "b1"}
-    assert result.report.warnings[0] == "2 tensors before node 'odd' stay: it has no gradient that is known"
+    assert result.report.warnings == ("2 tensors before node 'Relu_0' stay: no gradient of it is known",)
+    monkeypatch.delitem(registry._VJPS, "Gemm")
+    with pytest.raises(GradientError, match=r"^no weight can be trained: node 'Gemm_1' "):
+        finetune(MLP, DATA, **STEP)
 
 
 @pytest.mark.parametrize("movable", [True, False])

@@ -567,7 +567,7 @@ def test_command_line(tmp_path: Path) -> None:
         (["--interval", "1", "0"], 1, "input interval is 1 to 0; give two numbers, the lower first"),
         (["--compat", "2"], 1, "compat is '2'; choose 'paoding-1.0' or nothing"),
         (["--compensate", "some"], 1, "compensate is 'some'; choose auto, none, merge, least-squares"),
-        (["--epsilon", "-1"], 1, "epsilon is -1; it is the largest change of an input value, at least 0"),
+        (["--epsilon", "-1"], 1, "epsilon is -1; it is how far the attack may go, at least 0"),
     ],
 )
 def test_refused(tmp_path: Path, arguments: list[str], status: int, text: str) -> None:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from onnxprune import __version__
-from onnxprune.cli import evaluate, finetune, look, prune, sweep
+from onnxprune.cli import evaluate, finetune, look, prune, sparsify, sweep
 from onnxprune.cli.shared import app
 from onnxprune.runtime import quiet
 
-__all__ = ["app", "evaluate", "finetune", "look", "main", "prune", "sweep"]
+__all__ = ["app", "evaluate", "finetune", "look", "main", "prune", "sparsify", "sweep"]
 
 
 def _version(wanted: bool) -> None:

@@ -24,7 +24,7 @@ class Finetuning:
 
     Attributes:
         loss: what was learned from: ``"labels"``, ``"distillation"``, ``"both"`` or ``"squared"``.
-        tensors, parameters: how many trained.
+        tensors: how many trained. ``parameters``: numbers in these, and in all float tensors of the model.
         samples: trained on, and held out for validation.
         epochs: in their order; the first is the model before training.
         best: number of the epoch whose weights the model has.
@@ -35,7 +35,7 @@ class Finetuning:
 
     loss: str
     tensors: int
-    parameters: int
+    parameters: tuple[int, int]
     samples: tuple[int, int]
     epochs: tuple[Epoch, ...]
     best: int
@@ -52,7 +52,7 @@ class Finetuning:
         return {
             "schema": SCHEMA,
             "loss": self.loss,
-            "trained": {"tensors": self.tensors, "parameters": self.parameters},
+            "trained": {"tensors": self.tensors, "parameters": self.parameters[0], "of": self.parameters[1]},
             "samples": {"training": self.samples[0], "validation": self.samples[1]},
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best": self.best,
@@ -73,7 +73,7 @@ class Finetuning:
         last, kept = self.epochs[-1].number, "after training" if self.best else "as it was"
         rows = [
             ("learned from", self.loss),
-            ("trained", f"{self.parameters:,} numbers in {self.tensors} tensors"),
+            ("trained", f"{self.parameters[0]:,} of {self.parameters[1]:,} numbers, in {self.tensors} tensors"),
             ("samples", f"{self.samples[0]:,}, and {self.samples[1]:,} held out"),
             ("epochs", f"{last}, the model is that of epoch {self.best}, {kept}"),
             ("time", f"{self.seconds:.1f} s"),

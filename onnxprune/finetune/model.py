@@ -20,8 +20,12 @@ from onnxprune.runtime import Session, tapped
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-WORKERS = min(8, os.cpu_count() or 1)
-"""Parts of a batch that are computed at the same time, each on one thread: small products gain little from several."""
+PARTS = 4
+"""Into how many parts a batch is cut, each computed on one thread, since small products gain little from several. It is the
+same on every machine, so that a seed gives the same model."""
+
+WORKERS = min(PARTS, os.cpu_count() or 1)
+"""Parts that are computed at the same time."""
 
 _PART = 16
 """Samples of a batch that are not worth parting."""
@@ -38,7 +42,7 @@ class Original:
 
     def __call__(self, data: Dataset) -> dict[str, Array]:
         """What it says about samples, by output."""
-        parts = [data.take(rows).inputs for rows in portions(data.samples, self._batch, _PART)]
+        parts = [data.take(rows).inputs for rows in portions(data.samples, self._batch)]
         found = at_once(lambda feeds: self._session.run(feeds, self._names), parts)
         return {name: np.concatenate(column)[: data.samples] for name, *column in zip(self._names, *found, strict=True)}
 
@@ -81,16 +85,16 @@ class Model:
     def _feeds(self, samples: Samples, weights: Mapping[str, Array]) -> Iterator[tuple[dict[str, Array], Floats]]:
         """What goes into each run, and the shares of its samples in the mean, 0 for padding."""
         count = samples.data.samples
-        for rows in portions(count, self._batch, _PART):
+        for rows in portions(count, self._batch):
             part = samples.take(rows)
             shares = np.where(np.arange(rows[0], rows[0] + len(rows)) < count, 1 / count, 0.0)
             given = self._gradient.feeds(part.data.inputs, part.data.labels, weights=shares, targets=part.targets)
             yield {**given, **weights}, shares
 
 
-def portions(count: int, fixed: int | None, least: int) -> list[Rows]:
-    """Numbers of samples that go through a model together: ``fixed`` many, the last repeated, or as suits the workers."""
-    size = fixed or min(BATCH, max(least, -(-count // WORKERS)))
+def portions(count: int, fixed: int | None) -> list[Rows]:
+    """Numbers of samples that go through a model together: ``fixed`` many, the last repeated, or a part of them."""
+    size = fixed or min(BATCH, max(_PART, -(-count // PARTS)))
     ends = (start + size if fixed else min(start + size, count) for start in range(0, count, size))
     return [np.minimum(np.arange(start, end), count - 1) for start, end in zip(range(0, count, size), ends, strict=True)]
 

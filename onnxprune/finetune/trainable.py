@@ -21,6 +21,7 @@ _WEIGHTS: dict[str, Sequence[int]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "DeformConv"), (1, 2)),
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"), (1, 2)),
     **dict.fromkeys(("PRelu", "RMSNormalization"), (1,)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3)),
     "Gather": (0,),
 }
 """Operands that are weights when they are stored; those of a Gather are embeddings."""
@@ -81,7 +82,7 @@ def training(graph: Graph, shapes: Shapes, goal: Goal, freeze: Sequence[str]) ->
                 raise
             if not kept:
                 raise GradientError(f"no weight can be trained: {error}", error.node) from error
-            notes.append(f"{len(names) - len(kept)} tensors before node {error.node!r} stay: it has no gradient that is known")
+            notes.append(f"{_count(len(names) - len(kept))} before node {error.node!r} stay: no gradient of it is known")
             names = kept
 
 
@@ -103,7 +104,7 @@ def _float32(graph: Graph, freeze: Sequence[str]) -> tuple[list[str], list[str]]
     names = [name for name in roles if name not in frozen and graph.weights.elem_type(name) in _TRAINED]
     half = [name for name in roles if name not in frozen and graph.weights.elem_type(name) in _HALF]
     if names:
-        return names, [f"{len(half)} tensors of 16-bit floats stay"] if half else []
+        return names, [f"{_count(len(half))} of 16-bit floats stay"] if half else []
     if half:
         raise ModelError(
             "the weights are 16-bit floats, in which small steps are lost; fine-tune the float32 model, and store the result in "
@@ -135,6 +136,10 @@ def _is_weight(graph: Graph, node: Node, operand: int, name: str) -> bool:
     if node.op in _ELEMENTWISE:
         return sum(size > 1 for size in graph.weights.shape(name)) == 1
     return operand in _WEIGHTS.get(node.op, ())
+
+
+def _count(tensors: int) -> str:
+    return f"{tensors} tensor{'s' * (tensors != 1)}"
 
 
 def _before(graph: Graph, label: str) -> set[str]:

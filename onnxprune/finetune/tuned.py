@@ -27,6 +27,7 @@ from onnxprune.graph import Graph, load
 from onnxprune.lazy import LazyModel, LazyTensor
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
+from onnxprune.weights import FLOATS
 
 LOSSES = ("auto", "labels", "distillation", "both", "squared")
 _ALIKE = 1e-3
@@ -143,7 +144,7 @@ def finetune(
     report = Finetuning(
         kind,
         len(made.names),
-        sum(graph.weights.count(name) for name in made.names),
+        (sum(map(graph.weights.count, made.names)), sum(graph.weights.count(n) for n in graph.weights if _is_own(graph, n))),
         (train.samples, 0 if held is None else held.samples),
         outcome.epochs,
         outcome.best.number,
@@ -151,6 +152,10 @@ def finetune(
         (*made.notes, *_warnings(outcome, rate)),
     )
     return Finetuned(graph.assemble(tensors), report, source, graph.weights.has_external_data)
+
+
+def _is_own(graph: Graph, name: str) -> bool:
+    return graph.weights.elem_type(name) in FLOATS and not graph.is_copy(name)
 
 
 def _check(loss: str, temperature: float, alpha: float, epochs: int, batch: int, minutes: float | None) -> None:

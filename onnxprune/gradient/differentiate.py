@@ -267,17 +267,15 @@ def _take(model: ModelProto, fed: Collection[str]) -> None:
     Raises:
         UsageError: one is in a subgraph.
     """
-    graph, wanted = model.graph, set(fed)
-    for k in reversed(range(len(graph.input))):  # where initializers are listed too, in models of old
-        if graph.input[k].name in wanted:
-            del graph.input[k]
-    for k in reversed(range(len(graph.initializer))):
-        if graph.initializer[k].name in wanted:
-            wanted.discard(graph.initializer[k].name)
-            del graph.initializer[k]
-    for k in reversed(range(len(graph.node))):
-        if graph.node[k].op_type == "Constant" and graph.node[k].output[0] in wanted:
-            wanted.discard(graph.node[k].output[0])
-            del graph.node[k]
+    graph = model.graph
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    wanted = set(fed) - constants - {tensor.name for tensor in graph.initializer}
     if wanted:
         raise UsageError(f"tensor {min(wanted)!r} is stored in a subgraph, where it can't be fed; leave it out")
+    for kept in (graph.initializer, graph.input):  # old exporters list stored tensors as inputs too
+        for k in reversed(range(len(kept))):
+            if kept[k].name in fed:
+                del kept[k]
+    for k in reversed(range(len(graph.node))):
+        if graph.node[k].op_type == "Constant" and graph.node[k].output[0] in fed:
+            del graph.node[k]

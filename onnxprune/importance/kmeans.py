@@ -154,7 +154,7 @@ def shares(labels: IntArray, order: Scores, count: int) -> IntArray:
 
 def filters(group: ChannelGroup, weights: Weights) -> Iterator[tuple[Member, Array]]:
     """The filters of each producer of a group, float32 (channels, numbers): of each channel in the order they are stored."""
-    for member in (m for m in group.members if m.producer):
+    for member in group.producers(weights):
         rows: list[list[Array]] = [[] for _ in range(group.size)]
         for values, channels in replace(group, members=(member,)).slices(weights):
             for channel, row in zip(channels, values.reshape(len(values), -1).astype(np.float32, copy=False), strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 from onnxprune.allocation import Scores, lowest
 from onnxprune.channels import ChannelGroup
 from onnxprune.data import Dataset
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Pairs
 from onnxprune.importance.scene import Scene
@@ -27,7 +27,7 @@ class Measured(ABC):
 
     @abstractmethod
     def measure(self, scene: Scene) -> list[Scores]:
-        """Float64 (channels,) for each group of the scene's coupling, larger = keep; what it needs is ``scene.calibration``.
+        """Float64 (channels,) for each group of the scene, larger = keep; what it needs is ``scene.calibration``.
 
         Raises:
             UsageError: data or labels are missing.
@@ -35,8 +35,23 @@ class Measured(ABC):
         """
 
     def rank(self, scene: Scene, number: int) -> Scores:
-        """Float64 (channels,), larger = keep."""
-        return scene.measured(self, self.measure, number)
+        """Float64 (channels,), larger = keep.
+
+        Raises:
+            ModelError: the model gives NaN or infinity.
+        """
+        return scene.measured(self, self._finite, number)
+
+    def _finite(self, scene: Scene) -> list[Scores]:
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            found = self.measure(scene)
+        for group, scores in zip(scene.coupling.groups, found, strict=True):
+            if not np.isfinite(scores).all():
+                raise ModelError(
+                    f"criterion {self.name!r} is not finite for channel {int(np.argmin(np.isfinite(scores)))} of group "
+                    f"{group.name!r}: the model or its gradient overflows on the data; take another criterion, or other data"
+                )
+        return found
 
     def nominate(self, scene: Scene, number: int, count: int) -> Pairs | None:
         """Those of the lowest scores leave."""

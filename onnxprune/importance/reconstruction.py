@@ -8,11 +8,12 @@ import numpy as np
 
 from onnxprune.allocation import Scores
 from onnxprune.channels import Member
-from onnxprune.errors import GradientError
+from onnxprune.errors import GradientError, ModelError
 from onnxprune.gradient import Gate, Wrt
 from onnxprune.importance.calibration import Calibration
 from onnxprune.importance.measured import Measured
 from onnxprune.importance.scene import Scene
+from onnxprune.weights import FLOATS
 
 STEP = 1 / 64
 """How far a unit's weights are scaled up and down for a central difference."""
@@ -62,7 +63,7 @@ def _wrt(scene: Scene, number: int) -> list[Wrt]:
 
 
 def _producers(scene: Scene, number: int) -> list[Member]:
-    return [member for member in scene.coupling.groups[number].members if member.producer]
+    return [member for member in scene.group(number).members if member.producer]
 
 
 def with_gradient(calibration: Calibration, wrt: Mapping[int, Sequence[Wrt]]) -> list[int]:
@@ -80,8 +81,7 @@ def slopes(scene: Scene, calibration: Calibration, wrt: Mapping[int, list[Wrt]])
     Args:
         wrt: gates on tensors in which the group's channels lie, or the stored tensors of its producers.
     """
-    groups = scene.coupling.groups
-    found = {n: np.zeros(groups[n].size) for n in wrt}
+    found = {n: np.zeros(scene.group(n).size) for n in wrt}
     if not wrt:
         return found
     for batch in calibration.differentiate([w for each in wrt.values() for w in each]):
@@ -101,8 +101,17 @@ def slopes(scene: Scene, calibration: Calibration, wrt: Mapping[int, list[Wrt]])
 
 
 def differences(scene: Scene, calibration: Calibration, number: int, seed: int) -> Scores:
-    """The same by central differences: the weights that make a channel are scaled up and down, one channel at a time."""
-    group, members = scene.coupling.groups[number], _producers(scene, number)
+    """The same by central differences: the weights that make a channel are scaled up and down, one channel at a time.
+
+    Raises:
+        ModelError: the weights are quantised.
+    """
+    group, members = scene.group(number), _producers(scene, number)
+    for tensor in (m.site.tensor for m in members if scene.graph.weights.elem_type(m.site.tensor) not in FLOATS):
+        raise ModelError(
+            f"group {group.name!r} has quantised weights ({tensor!r}), by which the loss has no derivative; "
+            "take another criterion, or prune before quantising"
+        )
     rows = np.sort(np.random.default_rng(seed).permutation(calibration.data.samples)[:SAMPLES])
     stored = {m.site.tensor: calibration.graph.weights.read(m.site.tensor) for m in members}
     loss = calibration.loss_of(list(stored), rows)
@@ -115,7 +124,5 @@ def differences(scene: Scene, calibration: Calibration, number: int, seed: int) 
                 np.moveaxis(scaled[m.site.tensor], m.site.axis, 0)[m.positions[m.channels == channel]] *= factor
             ends.append(loss(scaled))
         found[channel] = (ends[0] - ends[1]) / (2 * STEP)
-    calibration.notes.append(
-        f"group {group.name!r} has no gradient: its reconstruction scores are central differences on {len(rows)} samples"
-    )
+    calibration.notes.append(f"group {group.name!r} has no gradient: its scores are central differences on {len(rows)} samples")
     return found

@@ -98,10 +98,5 @@ class Saved(Measured):
         self.name, self.table = name, table
 
     def measure(self, scene: Scene) -> list[Scores]:
-        """Float64 (channels,) for each group; 0 for channels that had left before."""
-        found = []
-        for number, values in enumerate(self.table.of(self.name, scene)):
-            whole = scene.coupling.groups[number].roots
-            found.append(np.zeros(len(whole)))
-            found[number][np.isin(whole, scene.group(number).roots)] = values
-        return found
+        """Float64 (channels,) for each group."""
+        return self.table.of(self.name, scene)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +15,7 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
 from onnxprune.importance.calibration import Calibration
 from onnxprune.importance.synthetic import Feeds, synthetic
+from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.lossless import Handover, Left, Slot, Sum, all_sums, bias_slot
 from onnxprune.plan import make_plan
@@ -32,21 +32,6 @@ _LINE = (0, 1, -64, 64)
 
 _BEND = np.linspace(-3, 3, 25)
 """Values on which it is tried whether an operator scales with its operand."""
-
-
-@dataclass(frozen=True, eq=False)
-class Units:
-    """Channels as units of a dense layer, a row for each, float32.
-
-    ``incoming``: weights (units, inputs) and ``bias`` (units,), with what scales and shifts each unit before it is bent (a
-    BatchNormalization, say) multiplied in; ``outgoing``: the weights that read them (units, outputs). ``scales``: whether
-    twice a unit's sum gives twice its value, as with ReLU.
-    """
-
-    incoming: Array
-    bias: Array
-    outgoing: Array
-    scales: bool
 
 
 class Scene:
@@ -110,7 +95,7 @@ class Scene:
         found = self._origin._measured
         if key not in found:
             found[key] = measure(self._origin)
-        return found[key][number][np.isin(self._origin.coupling.groups[number].roots, self.group(number).roots)]
+        return found[key][number][np.isin(self._origin.group(number).roots, self.group(number).roots)]
 
     @cached_property
     def handover(self) -> Handover:
@@ -252,9 +237,17 @@ class Scene:
             sum_ = self._sums.get(step.call.node.index)
             slot = None if sum_ is None else bias_slot(self.graph, sum_)
             name = next(filter(None, (step.call.node if slot is None else slot[0]).outputs))
+            if sum_ is not None and (slot is None or not slot[0].input(slot[1])):
+                name = self._shifted_by(name)
             axis = self.axis(number, name)
             found |= {} if axis is None else {name: axis}
         return found
+
+    def _shifted_by(self, name: str) -> str:
+        """What comes of a tensor once a bias is added that is stored on its own, if that is all that reads it."""
+        readers = self.graph.consumers.get(name, [])
+        added = len(readers) == 1 and readers[0].op == "Add" and any(n in self.weights for n in readers[0].inputs)
+        return readers[0].outputs[0] if added else name
 
     def producers(self, number: int) -> list[Step]:
         """The layers that make a group's channels."""

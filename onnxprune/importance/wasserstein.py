@@ -28,7 +28,8 @@ class Wasserstein(Measured):
 
     Units that give one number are compared exactly, others by their projections onto random unit vectors (sliced). Low means
     that the unit can't tell any two classes apart. Each class is represented by ``samples`` of its samples at most. What is
-    looked at is the layer's own output, before normalisation and activation, or what else ``analysis`` says.
+    looked at is the layer's own output, before normalisation and activation, or what else ``analysis`` says. A group that is
+    looked at in several tensors has the mean of its scores there, each divided by their mean.
 
     FAIR-Pruner (Lin et al. 2025); sliced: Bonneel et al. 2015.
     """
@@ -91,11 +92,12 @@ def _portions(parts: Sequence[View], samples: int) -> Iterator[list[View]]:
             yield portion
             portion = []
         portion.append(part)
-    yield portion
+    if portion:
+        yield portion
 
 
 def distances(points: Array, labels: IntArray) -> Scores:
-    """The largest distance of any two classes, float64 (channels,).
+    """The largest distance of any two classes, float64 (channels,); NaN where a point is not finite.
 
     Args:
         points: (channels, directions, samples). labels: int (samples,).
@@ -105,10 +107,10 @@ def distances(points: Array, labels: IntArray) -> Scores:
     """
     parts = [np.sort(points[..., labels == kind], axis=-1) for kind in np.unique(labels)]
     sizes = np.array([part.shape[-1] for part in parts])
-    found = np.zeros(len(points))
+    found = np.where(np.isfinite(points).all(axis=(1, 2)), 0.0, np.nan)
     for size in np.unique(sizes):
-        compared = [quantiles(part, size) for part in parts if part.shape[-1] <= size]
-        for channel in range(len(points)):
+        compared = [part if part.shape[-1] == size else quantiles(part, size) for part in parts if part.shape[-1] <= size]
+        for channel in np.flatnonzero(found >= 0):
             vectors = np.stack([part[channel].ravel() for part in compared])
             found[channel] = max(found[channel], widest(vectors, sizes[sizes <= size] == size))
     return found

@@ -85,6 +85,11 @@ class Restored:
     identical: bool
     external_data: bool = False
 
+    @property
+    def model(self) -> ModelProto:
+        """The dense model as a proto."""
+        return self.dense.complete() if isinstance(self.dense, LazyModel) else self.dense
+
     def save(self, path: str | Path) -> None:
         """Write the model; weights go to ``<name>.data`` beside it if the sparse one kept them apart.
 
