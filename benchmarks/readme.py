@@ -31,7 +31,19 @@ def blocks() -> dict[str, str]:
     """The text of every generated block."""
     results = {
         name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("coverage", "latency", "speed", "huge", "quantize", "paoding", "impact", "robustness", "fair", "finetune", "mic")
+        for name in (
+            "coverage",
+            "latency",
+            "speed",
+            "huge",
+            "quantize",
+            "paoding",
+            "impact",
+            "robustness",
+            "fair",
+            "finetune",
+            "mic",
+        )
     }
     return {
         "operators": table(),
