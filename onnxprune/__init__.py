@@ -19,6 +19,7 @@ from onnxprune.errors import (
     SidecarError,
     StateError,
     TapeError,
+    TargetError,
     UsageError,
     VerificationError,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "SidecarError",
     "StateError",
     "TapeError",
+    "TargetError",
     "UsageError",
     "VerificationError",
     # about

@@ -170,12 +170,17 @@ def tolerated(removal: Scores, protection: Scores, level: float) -> int:
     return int(allowed[-1]) + 1 if allowed.size else 0
 
 
+def comparable(scores: Scores) -> Scores:
+    """A group's scores, lowest first, in units of their mean, so that they can be put beside those of others."""
+    mean = float(np.mean(scores)) if scores.size else 0.0
+    return np.sort(scores / mean if mean > 0 else np.zeros_like(scores))
+
+
 def _ranked_together(groups: Sequence[ChannelGroup], scores: Sequence[Scores], lost: int, min_channels: int) -> list[int]:
     """How many channels each group loses when all are ranked together, the last ``min_channels`` of each aside."""
     ranked: list[Scores] = []
     for values in scores:
-        mean = float(np.mean(values)) if values.size else 0.0
-        scaled = np.sort(values / mean if mean > 0 else np.zeros_like(values))
+        scaled = comparable(values)
         ranked.append(scaled[: max(0, len(scaled) - min_channels)])
     owner = np.repeat(np.arange(len(groups)), [len(r) for r in ranked])
     order = np.argsort(np.concatenate(ranked), kind="stable") if ranked else np.zeros(0, np.int64)

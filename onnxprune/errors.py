@@ -10,6 +10,7 @@
     ├── DataError            calibration or evaluation data do not fit the model
     ├── OptionError          an option has a value that makes no sense
     ├── OutputError          the result can't be written
+    ├── TargetError          no model meets the target, or none that may be taken
     ├── VerificationError    pruned and masked model disagree, or a runtime refuses the result
     └── UsageError           the request itself is incomplete               exit 2
 
@@ -61,6 +62,10 @@ class OptionError(OnnxpruneError):
 
 class OutputError(OnnxpruneError):
     """The output path can't be used."""
+
+
+class TargetError(OnnxpruneError):
+    """No cut of the model meets the target; the message names the nearest that there is."""
 
 
 class VerificationError(OnnxpruneError):

@@ -18,20 +18,26 @@ from onnxprune.labels import Reason
 from onnxprune.lazy import LazyModel
 from onnxprune.plan import Plan, removed_by
 from onnxprune.proof import Proof, Proved, both
-from onnxprune.sampler import Sampler, Standing
+from onnxprune.sampler import Sampler
 from onnxprune.shapes import origin
+from onnxprune.standing import Standing
 from onnxprune.surgery import RepairError, apply, mask
+from onnxprune.target import Met, Target
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A model cut and proved, after so many steps; ``standing`` says how it came about, ``free`` what left at no cost."""
+    """A model cut and proved, after so many steps; ``standing`` says how it came about, ``free`` what left at no cost.
+
+    ``met``: how it meets its target, where it has one.
+    """
 
     number: int
     share: float
     standing: Standing
     proved: Proved
     free: lossless.Free | None = None
+    met: Met | None = None
 
 
 def shares(ratio: float, step: float | None) -> list[float]:
@@ -72,30 +78,36 @@ class Run:
     def __post_init__(self) -> None:
         self._hold: dict[str, Reason] = {}
 
-    def stages(self, wanted: Sequence[float], done: tuple[int, Plan] | None = None) -> Iterator[Stage]:
+    def stages(self, wanted: Sequence[float | Target], done: tuple[int, Plan] | None = None) -> Iterator[Stage]:
         """The model after each step.
 
         What turns out to be beyond repair is frozen, with the reason, and everything is begun anew: a stage may come again.
 
         Args:
-            wanted: the share of the channels that is gone after each step.
+            wanted: the share of the channels that is gone after each step; or targets, each of which begins with the original.
             done: how many steps have been done before, and the plan of the last; those behind it follow.
 
         Raises:
             VerificationError: the outputs differ.
             PlanError: a plan does not fit the model.
+            TargetError: a target can't be met.
         """
         while True:
-            standing, free = self._start()
+            start, free = self._start()
+            met, standing = None, start
             first, standing = (0, standing) if done is None else (done[0], self._planned(done[1], standing))
             try:
                 for number, share in enumerate(wanted[first:], first + 1):
                     if self.plan is None:
                         with self.clock("score"):
-                            standing = self.sampler.step(standing, share, self.data)
+                            if isinstance(share, Target):
+                                standing, met = self.sampler.reach(start, share, self.graph, self.data)
+                            else:
+                                standing = self.sampler.step(standing, share, self.data)
                     with self.clock("surgery"):
                         pruned = apply(standing.coupling, standing.removed)
-                    yield Stage(number, share, standing, self._prove(standing, pruned, free), free)
+                    part = standing.share if isinstance(share, Target) else share
+                    yield Stage(number, part, standing, self._prove(standing, pruned, free), free, met)
                 return
             except RepairError as error:
                 done = None

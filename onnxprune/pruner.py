@@ -31,6 +31,7 @@ from onnxprune.recorder import Goal, Recorder
 from onnxprune.report import GroupRow, Report
 from onnxprune.sampler import Sampler
 from onnxprune.shapes import infer
+from onnxprune.target import Target
 from onnxprune.weights import Array
 
 INLINE_LIMIT = 1_900_000_000
@@ -85,6 +86,10 @@ def prune(
     criterion: str | Criterion = "auto",
     scope: str = "uniform",
     tod: float | None = None,
+    target: str | Target | None = None,
+    max_drop: float | None = None,
+    max_ratio: float = 0.9,
+    best_effort: bool = False,
     scores: ScoreTable | str | Path | None = None,
     analysis: str | Mapping[str, str] = "own",
     samples: int = 32,
@@ -119,6 +124,9 @@ def prune(
         scope: ``"uniform"`` (the share is removed from every group), ``"global"`` (all channels ranked together) or ``"tod"``
             (each group loses as many as two rankings agree on).
         tod, scores, analysis, samples: as in :class:`~onnxprune.Sampler`.
+        target: instead of a ratio, what is to be left of the whole model: ``"macs=0.5"``, ``"parameters=300k"``,
+            ``"bytes=2MB"``, or what is not to be lost: ``"accuracy-drop=0.01"``, ``"agreement=0.98"``.
+        max_drop, max_ratio, best_effort: of the target; see :class:`~onnxprune.target.Target`.
         data: an ``.npz`` path or arrays by input name, with ``labels`` if there are any; used to measure accuracy and
             agreement, and to choose by those criteria that look at activations or gradients.
         seed: for everything random.
@@ -144,11 +152,16 @@ def prune(
     Raises:
         OnnxpruneError: bad input, or the proof failed; see :mod:`onnxprune.errors`.
     """
+    if target is None and (max_drop is not None or best_effort):
+        raise UsageError("--max-drop and --best-effort are about a target; give --target macs=0.5, say, or leave them out")
+    if isinstance(target, str):
+        target = Target.parse(target, max_drop=max_drop, max_ratio=max_ratio, best_effort=best_effort)
     sampler = Sampler(
         criterion,
         ratio=ratio,
         scope=scope,
         tod=tod,
+        target=target,
         scores=scores,
         analysis=analysis,
         samples=samples,
@@ -230,7 +243,10 @@ class Pruner:
         self.evaluator = Evaluator(()) if evaluator is None else evaluator
         if self.sampler.limits.scope == "tod" and (step is not None or tape is not None):
             raise UsageError("the ToD level removes everything at once; give either --scope tod or --step and --tape")
-        self._shares = shares(self.sampler.limits.ratio, step)
+        target = self.sampler.target
+        if target is not None and (step is not None or tape is not None or plan is not None):
+            raise UsageError("the target is reached at once, and decides what leaves; give it without --step, --tape and --plan")
+        self._shares: list[float | Target] = [target] if target else [*shares(self.sampler.limits.ratio, step)]
         self._goal = Goal(min_accuracy, min_robustness)
         self._options: dict[str, Any] = {"freeze": freeze, "mixing": mixing, "free": free, "zero": zero, "seed": seed}
         self._scratch = None if scratch is None else Path(scratch)
@@ -321,7 +337,9 @@ class Pruner:
         if last is not None and last.number == done:
             return last
         if done:
-            return run.replayed(done, self._shares[done - 1], recorder.plan(done))
+            share = self._shares[done - 1]
+            assert not isinstance(share, Target), "targets have no tape"
+            return run.replayed(done, share, recorder.plan(done))
         return replace(next(replace(run, plan=None).stages([0.0])), number=0)
 
     def _finished(self, graph: Graph, stage: Stage, recorder: Recorder, clock: Clock) -> Result:
@@ -344,6 +362,7 @@ class Pruner:
             recorder.steps if self._step is not None else (),
             "" if missed is None else f"stopped before step {missed.number}: its {self._goal.missed(missed)}",
             notes=self.sampler.notes,
+            target=stage.met,
             zeroed=bool(self._options["zero"]),
         )
         external = graph.weights.has_external_data

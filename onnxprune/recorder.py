@@ -21,8 +21,8 @@ from onnxprune.lazy import AnyModel
 from onnxprune.plan import Plan
 from onnxprune.progressive import Stage
 from onnxprune.report import Step, Tape
-from onnxprune.sampler import Standing
 from onnxprune.shapes import infer
+from onnxprune.standing import Standing
 
 Metrics = dict[str, Any]
 TAPE = "tape.json"
@@ -95,7 +95,7 @@ class Recorder:
         """All steps so far; the first is the original."""
         return self.tape.steps
 
-    def resume(self, wanted: Sequence[float]) -> int:
+    def resume(self, wanted: Sequence[object]) -> int:
         """Read what an earlier run has written to the folder; returns how many steps are done.
 
         Raises:

@@ -2,114 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxprune import lossless
 from onnxprune.allocation import Limits, Scores, Table, counts, lowest, read_table
-from onnxprune.channels import Coupling, analyse, chosen, named
+from onnxprune.channels import analyse, chosen, named
 from onnxprune.compensate import MODES, merged, refitted
+from onnxprune.cost import Cost, cost
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
+from onnxprune.evaluate import Judged
 from onnxprune.files import Source
-from onnxprune.flow import Site
+from onnxprune.fit import Fit, removable
+from onnxprune.footprint import Footprint
 from onnxprune.graph import Graph, load
-from onnxprune.importance import Criterion, Nominator, Options, Pairs, Saved, Scene, ScoreTable
+from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, Saved, Scene, ScoreTable
 from onnxprune.importance import criterion as find_criterion
-from onnxprune.labels import BoolArray, IntArray
-from onnxprune.plan import Plan, PlanEdit, make_plan
-
-Analyse = Callable[[Graph], Coupling]
-
-
-@dataclass(frozen=True, eq=False)
-class Standing:
-    """A model on its way to a smaller one.
-
-    ``coupling``: of the graph after ``edits`` of its weights; ``removed``: the components that have left. ``base``: the coupling
-    before anything was chosen; ``gone``: what had left by then at no cost.
-    """
-
-    coupling: Coupling
-    removed: BoolArray
-    base: Coupling
-    gone: BoolArray
-    edits: tuple[PlanEdit, ...] = ()
-    analyse: Analyse = analyse
-
-    @classmethod
-    def of(
-        cls, coupling: Coupling, analyse: Analyse, gone: BoolArray | None = None, edits: tuple[PlanEdit, ...] = ()
-    ) -> Standing:
-        """A model before any choice, of which ``gone`` has left at no cost after ``edits`` that change nothing."""
-        gone = np.zeros(len(coupling.components.root), np.bool_) if gone is None else gone
-        return cls(coupling, gone, coupling, gone, edits, analyse)
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many channels each group had when shares were taken."""
-        return [int((~self.gone[group.roots]).sum()) for group in self.base.groups]
-
-    @property
-    def fixed(self) -> int:
-        """How many of the edits come before any that make up for what leaves."""
-        return sum(not edit.approximate for edit in self.edits)
-
-    @property
-    def plan(self) -> Plan:
-        """What has happened to the model so far."""
-        plan = make_plan(self.coupling, self.removed).without(self.coupling.graph.added)
-        return replace(plan, edits=self.edits)
-
-    @property
-    def merged(self) -> BoolArray:
-        """The components whose work was given to others, for which these make up as well as they can."""
-        return self._edited("channels") & self.removed
-
-    @property
-    def heirs(self) -> BoolArray:
-        """The components to which it was given."""
-        return self._edited("into")
-
-    def _edited(self, which: str) -> BoolArray:
-        marks = np.zeros(len(self.coupling.components.root), np.bool_)
-        for edit in self.edits:
-            if edit.approximate:
-                labels = self.coupling.labels(Site(edit.tensor, edit.axis))
-                marks[self.coupling.components.root[labels[list(getattr(edit, which))]]] = True
-        return marks
-
-    def without(self, leaving: IntArray) -> Standing:
-        """The same once more components have left."""
-        removed = self.removed.copy()
-        removed[leaving] = True
-        return replace(self, removed=removed)
-
-    def edited(self, edits: list[PlanEdit]) -> Standing:
-        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one."""
-        if not edits:
-            return self
-        axes = {(e.tensor, e.axis) for e in edits if e.places}
-        kept = tuple(e for e in self.edits if not e.approximate or (e.tensor, e.axis) not in axes)
-        added = edits if len(kept) == len(self.edits) else [*kept[self.fixed :], *edits]
-        start = self.coupling if len(kept) == len(self.edits) else self.base
-        graph = lossless.edited(start.graph, added)
-        same = graph.nodes == self.coupling.graph.nodes
-        coupling = replace(self.coupling, graph=graph) if same else self.analyse(graph)
-        return replace(self, coupling=coupling, removed=self.removed_of(coupling), edits=(*kept, *edits))
-
-    def removed_of(self, coupling: Coupling) -> BoolArray:
-        """The components that have left, in an analysis of the model before or after weights were changed.
-
-        They keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind these.
-        """
-        removed = np.zeros(len(coupling.components.root), np.bool_)
-        removed[np.flatnonzero(self.removed)] = True
-        return removed
+from onnxprune.importance import summed
+from onnxprune.knapsack import Knapsack
+from onnxprune.plan import Plan
+from onnxprune.shapes import infer
+from onnxprune.standing import Analyse, Standing
+from onnxprune.surgery import apply
+from onnxprune.target import Met, Target
 
 
 class Sampler:
@@ -122,6 +41,8 @@ class Sampler:
         scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`.
         tod: level for scope ``"tod"``, by default 0.05. protection: the criterion whose ranking protects channels there.
         ratios: of some groups, by pattern, or a JSON file of them.
+        target: how small the model is to become, as in ``"macs=0.5"``, instead of a ratio; see
+            :class:`~onnxprune.target.Target`. Each group loses as many channels as cost least error for what they save.
         scores: a table of scores, or its path; criteria that it has are not measured again.
         compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
             the first for criteria that choose pairs, the second for others.
@@ -130,7 +51,7 @@ class Sampler:
         clusters: of the k-means criteria: one number for all groups, or numbers by pattern, or a JSON file of these.
 
     Raises:
-        UsageError: there is no criterion of that name, or ``ratio`` and ``tod`` do not fit the scope.
+        UsageError: there is no criterion of that name, or ``ratio``, ``tod`` and ``target`` do not fit the scope.
         OptionError: an option outside its range.
         DataError: the scores can't be read.
     """
@@ -143,6 +64,7 @@ class Sampler:
         scope: str = "uniform",
         tod: float | None = None,
         protection: str | Criterion = "reconstruction",
+        target: str | Target | None = None,
         scores: ScoreTable | str | Path | None = None,
         min_channels: int = 1,
         round_to: int = 1,
@@ -164,6 +86,9 @@ class Sampler:
             raise UsageError("the ToD level sets how many channels each group loses; give either --ratio or --scope tod")
         if scope != "tod" and tod is not None:
             raise UsageError(f"the ToD level is for --scope tod, and the scope is {scope!r}; give either --tod or another scope")
+        if target is not None and (ratio is not None or scope != "uniform" or ratios is not None):
+            raise UsageError("the target sets how many channels each group loses; give it without --ratio, --ratios and --scope")
+        self.target = Target.parse(target) if isinstance(target, str) else target
         given = {name: value for name, value in (("ratio", ratio), ("tod", tod)) if value is not None}
         own = read_table(ratios, "--ratios")
         self.limits = Limits(scope=scope, min_channels=min_channels, round_to=round_to, ratios=own, **given)
@@ -208,7 +133,10 @@ class Sampler:
             ModelError: the model can't be read or loaded by onnxruntime.
             OptionError: the ratio is outside its range.
         """
-        standing = self.start(load(model), lambda g: analyse(g, freeze=freeze))
+        graph = load(model)
+        standing = self.start(graph, lambda g: analyse(g, freeze=freeze))
+        if self.target is not None and ratio is None:
+            return self.reach(standing, self.target, graph, data)[0].plan
         return self.step(standing, self.limits.ratio if ratio is None else ratio, data).plan
 
     def start(self, graph: Graph, analyse: Analyse) -> Standing:
@@ -229,6 +157,41 @@ class Sampler:
         own = [None if r is None else r * part for r in chosen(standing.base, self.limits.ratios, "--ratios")]
         there = [scene.group(n) for n in groups]
         return self.take(standing, counts(there, standing.sizes, scores, limits, own, protection), data)
+
+    def reach(
+        self, standing: Standing, target: Target, original: Graph, data: Dataset | None = None
+    ) -> tuple[Standing, Met]:
+        """Let as many channels of each group leave as meet a target, with the least error.
+
+        Args:
+            original: what the target is a share of, and what the model is compared with on the data.
+
+        Raises:
+            TargetError: no model meets it.
+            UsageError: there are no data, or no labels, to measure by.
+            RepairError: the cut needs a size corrected that can't be.
+        """
+        judged = Judged.by(target.kind, original, data) if target.needs_data else None
+        scene = self._scene(standing, data)
+        groups = [scene.group(n) for n in range(len(standing.coupling.groups))]
+        scores = [self._rank(scene, n, data) for n in range(len(groups))]
+        criterion = self._criterion
+        curves = [criterion.curve(scene, n) if isinstance(criterion, Curved) else summed(s) for n, s in enumerate(scores)]
+        orders = [group.roots[lowest(values, group.size)] for group, values in zip(groups, scores, strict=True)]
+        sizes = zip(groups, standing.sizes, strict=True)
+        allowed = [removable(group, size, self.limits, target.max_ratio) for group, size in sizes]
+        footprint = Footprint(standing.coupling, target.size, standing.removed, orders)
+        whole = cost(original, infer(original) if original is not standing.coupling.graph else standing.coupling.shapes)
+        fit = Fit(
+            target,
+            Knapsack(curves, allowed, footprint),
+            whole,
+            lambda counts: self.take(standing, counts, data),
+            _price,
+            None if judged is None else lambda found: judged.lost(apply(found.coupling, found.removed).ready()),
+            "" if judged is None else judged.measure,
+        )
+        return fit.find()
 
     def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
         """Let so many more channels of each group leave."""
@@ -264,7 +227,8 @@ class Sampler:
         """Everything that decides what is chosen, as JSON data. An object's criterion goes by the name of its type."""
         name = _name(self._given)
         limits = {k: v for k, v in asdict(self.limits).items() if k != "ratio"}
-        return {"criterion": name, "compensate": self.compensate, **limits, **asdict(self._options)}
+        target = {} if self.target is None else {"target": self.target.to_dict()}
+        return {"criterion": name, "compensate": self.compensate, **limits, **target, **asdict(self._options)}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -330,3 +294,12 @@ class Sampler:
 
 def _name(given: str | Criterion) -> str:
     return given if isinstance(given, str) else type(given).__name__
+
+
+def _price(standing: Standing) -> Cost | None:
+    """What a model costs once it is cut; None where it is too large to be cut just for that."""
+    pruned = apply(standing.coupling, standing.removed)
+    if pruned.large:
+        return None
+    graph = load(pruned.complete())
+    return cost(graph, infer(graph))

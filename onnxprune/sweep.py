@@ -28,8 +28,9 @@ from onnxprune.importance.calibration import Calibration
 from onnxprune.progressive import Run
 from onnxprune.report import columns, draw_shares
 from onnxprune.report.text import shorten
-from onnxprune.sampler import Sampler, Standing
+from onnxprune.sampler import Sampler
 from onnxprune.shapes import infer
+from onnxprune.standing import Standing
 from onnxprune.surgery import RepairError, apply
 
 SCHEMA = "onnxprune.sweep/1"

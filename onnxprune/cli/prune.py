@@ -40,6 +40,23 @@ def prune(
         float | None,
         typer.Option(metavar="LEVEL", help="How far the rankings may contradict each other, 0 to 1; 0.05.", show_default=False),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND=AMOUNT",
+            help="Instead of a ratio: macs=0.5, parameters=300k, bytes=2MB, accuracy-drop=0.01 or agreement=0.98.",
+            show_default=False,
+        ),
+    ] = None,
+    targets: Annotated[
+        str,
+        typer.Option(metavar="A,A,...", help="A model for each: with --target macs and -o 'small-{target}.onnx'.", show_default=False),
+    ] = "",
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="D", help="Accuracy that a target may cost, or agreement.", show_default=False)
+    ] = None,
+    max_ratio: Annotated[float, typer.Option(metavar="R", help="The share that a group may lose for a target.")] = 0.9,
+    best_effort: Annotated[bool, typer.Option("--best-effort", help="If the target can't be met, the nearest model.")] = False,
     analysis: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,6 +146,10 @@ def prune(
             criterion=criterion,
             scope=scope,
             tod=tod,
+            target=target,
+            max_drop=max_drop,
+            max_ratio=max_ratio,
+            best_effort=best_effort,
             scores=scores,
             analysis=places,
             samples=samples,

@@ -18,6 +18,7 @@ from onnxprune.evaluate.accuracy import (
 from onnxprune.evaluate.attack import NORMS, Attack, Gradient, adversarial
 from onnxprune.evaluate.budget import Budget, plan
 from onnxprune.evaluate.classifier import freed, without_maps
+from onnxprune.evaluate.fidelity import Judged
 from onnxprune.evaluate.gradient import Sparse, differentiated, find_gradient
 from onnxprune.evaluate.latency import Latency, interleaved
 from onnxprune.evaluate.robustness import Judge, Robustness, attacked, limits, robustness
@@ -29,6 +30,7 @@ __all__ = [
     "Budget",
     "Gradient",
     "Judge",
+    "Judged",
     "Labels",
     "Latency",
     "NORMS",

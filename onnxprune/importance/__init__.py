@@ -17,6 +17,7 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
 from onnxprune.importance.baseline import Random
+from onnxprune.importance.curves import Curved, summed
 from onnxprune.importance.impact import Impact
 from onnxprune.importance.kmeans import ByTaylor, Clustered, Distance
 from onnxprune.importance.magnitude import l1, l2
@@ -79,6 +80,7 @@ __all__ = [
     "ByTaylor",
     "Clustered",
     "Criterion",
+    "Curved",
     "Distance",
     "Impact",
     "Measured",
@@ -99,4 +101,5 @@ __all__ = [
     "criterion",
     "l1",
     "l2",
+    "summed",
 ]

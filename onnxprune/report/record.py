@@ -16,6 +16,7 @@ from onnxprune.files import write_json
 from onnxprune.lossless import KINDS, FreeRow
 from onnxprune.report.tape import Step, Tape
 from onnxprune.report.text import columns, megabytes, shorten
+from onnxprune.target import Met
 
 SCHEMA = "onnxprune.report/1"
 ROWS = 24
@@ -52,6 +53,7 @@ class Report:
     stopped: str = ""
     zeroed: bool = False
     notes: tuple[str, ...] = ()
+    target: Met | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.report/1``)."""
@@ -74,6 +76,7 @@ class Report:
             "verification": None if self.verification is None else self.verification.to_dict(),
             "metrics": {side: dict(values) for side, values in self.metrics.items()},
             "steps": [step.to_dict() for step in self.steps],
+            **({} if self.target is None else {"target": self.target.to_dict()}),
             **({"stopped": self.stopped} if self.stopped else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"zeroed": True} if self.zeroed else {}),
@@ -113,6 +116,14 @@ class Report:
         )
 
     @property
+    def guarantee(self) -> str:
+        """What the agreement with the original says of an accuracy that nobody has measured; empty where it was, or neither."""
+        alike = self.metrics["after"].get("agreement")
+        if alike is None or self.metrics["after"].get("accuracy") is not None:
+            return ""
+        return f"accuracy lost is at most 1 - agreement on the same inputs: {max(0.0, 1 - alike):.4f}, whatever their labels are"
+
+    @property
     def _reference(self) -> str:
         """What the pruned model was compared with."""
         lost = sum(row.group.size - row.kept for row in self.groups)
@@ -125,6 +136,7 @@ class Report:
         parts = [self._costs(), self._groups(), self._free(), self._frozen()]
         if len(self.steps) > 1:
             parts.append(str(Tape({}, self.steps)))
+        parts += ["" if self.target is None else str(self.target), self.guarantee]
         parts += [self.stopped, *(f"note: {note}" for note in self.notes), self.proof]
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))

@@ -1,0 +1,158 @@
+"""Fit: find the cut that meets a target, and make sure of it on the cut model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from onnxprune.allocation import Limits
+from onnxprune.channels import ChannelGroup
+from onnxprune.cost import Cost
+from onnxprune.errors import TargetError
+from onnxprune.knapsack import Knapsack
+from onnxprune.labels import IntArray
+from onnxprune.target import NAMES, Check, Met, Target
+
+CHECKS = 10
+"""Models that are measured on data, at most, to meet a target that data decide."""
+
+_CORRECTIONS = 6
+"""Rounds in which what was foreseen of a cost is corrected by what it turns out to be."""
+
+S = TypeVar("S")
+Counts = list[int]
+
+
+def removable(group: ChannelGroup, size: int, limits: Limits, max_ratio: float) -> IntArray:
+    """How many channels may leave a group: so that it keeps enough of the ``size`` that it had, in multiples; ascending."""
+    least = max(limits.min_channels, size - int(np.floor(size * max_ratio + 1e-9)), 1)
+    kept = {limits.keeps(group, n) for n in range(min(least, group.size), group.size + 1)}
+    return np.array(sorted({group.size - k for k in kept}), np.int64)
+
+
+@dataclass(eq=False)
+class Fit(Generic[S]):
+    """Meets a target.
+
+    Attributes:
+        knapsack: the groups' errors, and what the model costs without the channels that leave.
+        whole: the cost of the original.
+        take: cut so many channels of each group: a model on its way.
+        price: what that really costs; None where it is too large to be asked.
+        lost: what such a model loses on the data, as a share of all samples. ``measure``: what that is.
+    """
+
+    target: Target
+    knapsack: Knapsack
+    whole: Cost
+    take: Callable[[Counts], S]
+    price: Callable[[S], Cost | None]
+    lost: Callable[[S], float] | None = None
+    measure: str = ""
+    checks: list[Check] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._size = self.target.size
+        self._before = int(getattr(self.whole, self._size))
+        self._offset = self._before - self.knapsack.cost.total([0] * len(self.knapsack.allowed))
+
+    def find(self) -> tuple[S, Met]:
+        """The model, and how the target was met.
+
+        Raises:
+            TargetError: it can't be, and the best is not asked for.
+        """
+        if self.target.measured:
+            allowed = self.target.amount if self.target.kind == "accuracy-drop" else 1 - self.target.amount
+            found, cost, lost = self._searched(self._least, allowed + 1e-12)
+            return found, self._met(cost, True, lost)
+        limit = self.target.limit(self.whole)
+        made = self._within(limit)
+        if made is None:
+            if not self.target.best_effort:
+                raise TargetError(self._unreachable())
+            made = self._made([int(allowed[-1]) for allowed in self.knapsack.allowed])
+        found, cost = made
+        passed = cost <= limit
+        if self.target.max_drop is None or self.lost is None:
+            return found, self._met(cost, passed, None)
+        lost = self._checked(found, cost, self.target.max_drop + 1e-12)
+        if lost > self.target.max_drop + 1e-12:
+            found, cost, lost = self._searched(cost, self.target.max_drop + 1e-12)
+            passed = cost <= limit
+        if not passed and not self.target.best_effort:
+            raise TargetError(
+                f"target {self.target} can't be met with --max-drop {self.target.max_drop:g}: the smallest model measured that "
+                f"loses no more keeps {cost / self._before:.4f} of the {NAMES[self._size]} ({cost:,} of {self._before:,}); "
+                "nothing was written; allow more, ask for less, or take that model with --best-effort"
+            )
+        return found, self._met(cost, passed, lost)
+
+    @property
+    def _least(self) -> int:
+        """What is left of the cost if everything leaves that may."""
+        return self.knapsack.least + self._offset
+
+    def _unreachable(self) -> str:
+        share = self._least / self._before if self._before else 1.0
+        return (
+            f"target {self.target} can't be met: at least {np.ceil(1e4 * share) / 1e4:g} of the {NAMES[self._size]} "
+            f"({self._least:,} of {self._before:,}) are left if no group loses more than --max-ratio {self.target.max_ratio:g} "
+            "of its channels, and the rest is frozen; nothing was written; `onnxprune inspect` says what is in the way, "
+            "--best-effort takes the nearest model"
+        )
+
+    def _within(self, limit: int) -> tuple[S, int] | None:
+        """The model with the least error of those that really cost no more than a limit; None where there is none."""
+        offset, best, tried = self._offset, None, set()
+        for _ in range(_CORRECTIONS):
+            counts = self.knapsack.solve(limit - offset)
+            if counts is None or tuple(counts) in tried:
+                break
+            tried.add(tuple(counts))
+            foreseen = self.knapsack.cost.total(counts)
+            made, cost = self._made(counts)
+            if cost <= limit and (best is None or cost > best[1]):
+                best = made, cost
+            if cost == foreseen + offset:
+                break
+            offset = max(cost - foreseen, offset + 1) if cost > limit else cost - foreseen
+        return best
+
+    def _made(self, counts: Counts) -> tuple[S, int]:
+        """A model, and what it costs."""
+        made = self.take(counts)
+        price = self.price(made)
+        return made, self.knapsack.cost.total(counts) + self._offset if price is None else int(getattr(price, self._size))
+
+    def _searched(self, least: int, allowed: float) -> tuple[S, int, float]:
+        """The smallest of some models that lose no more than allowed, found by halving between ``least`` and the original."""
+        low, high = least, self._before
+        best = self.take([0] * len(self.knapsack.allowed)), self._before, 0.0
+        while len(self.checks) < CHECKS and high - low > 1:
+            middle = (low + high) // 2
+            made = self._within(middle)
+            if made is None:
+                low = middle
+                continue
+            found, cost = made
+            lost = self._checked(found, cost, allowed)
+            if lost <= allowed:
+                high, best = min(cost, middle), (found, cost, lost)
+            else:
+                low = middle
+        return best
+
+    def _checked(self, found: S, cost: int, allowed: float) -> float:
+        """Measure a model."""
+        assert self.lost is not None, "asked for where there are data"
+        lost = self.lost(found)
+        self.checks.append(Check(round(cost / max(self._before, 1), 6), lost, lost <= allowed))
+        return lost
+
+    def _met(self, cost: int, passed: bool, lost: float | None) -> Met:
+        value = 1 - lost if lost is not None and self.measure == "agreement" else lost
+        return Met(self.target, self._before, cost, passed, value, self.measure if lost is not None else "", tuple(self.checks))

@@ -1,0 +1,109 @@
+"""Standing: how far a model is on its way to a smaller one: what has left, and which weights have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxprune import lossless
+from onnxprune.channels import Coupling, analyse
+from onnxprune.flow import Site
+from onnxprune.graph import Graph
+from onnxprune.labels import BoolArray, IntArray
+from onnxprune.plan import Plan, PlanEdit, make_plan
+
+Analyse = Callable[[Graph], Coupling]
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """A model on its way to a smaller one.
+
+    ``coupling``: of the graph after ``edits`` of its weights; ``removed``: the components that have left. ``base``: the coupling
+    before anything was chosen; ``gone``: what had left by then at no cost.
+    """
+
+    coupling: Coupling
+    removed: BoolArray
+    base: Coupling
+    gone: BoolArray
+    edits: tuple[PlanEdit, ...] = ()
+    analyse: Analyse = analyse
+
+    @classmethod
+    def of(
+        cls, coupling: Coupling, analyse: Analyse, gone: BoolArray | None = None, edits: tuple[PlanEdit, ...] = ()
+    ) -> Standing:
+        """A model before any choice, of which ``gone`` has left at no cost after ``edits`` that change nothing."""
+        gone = np.zeros(len(coupling.components.root), np.bool_) if gone is None else gone
+        return cls(coupling, gone, coupling, gone, edits, analyse)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many channels each group had when shares were taken."""
+        return [int((~self.gone[group.roots]).sum()) for group in self.base.groups]
+
+    @property
+    def share(self) -> float:
+        """The share of its channels that has left."""
+        whole, left = sum(self.sizes), sum(int((~self.removed[group.roots]).sum()) for group in self.base.groups)
+        return 1 - left / whole if whole else 0.0
+
+    @property
+    def fixed(self) -> int:
+        """How many of the edits come before any that make up for what leaves."""
+        return sum(not edit.approximate for edit in self.edits)
+
+    @property
+    def plan(self) -> Plan:
+        """What has happened to the model so far."""
+        plan = make_plan(self.coupling, self.removed).without(self.coupling.graph.added)
+        return replace(plan, edits=self.edits)
+
+    @property
+    def merged(self) -> BoolArray:
+        """The components whose work was given to others, for which these make up as well as they can."""
+        return self._edited("channels") & self.removed
+
+    @property
+    def heirs(self) -> BoolArray:
+        """The components to which it was given."""
+        return self._edited("into")
+
+    def _edited(self, which: str) -> BoolArray:
+        marks = np.zeros(len(self.coupling.components.root), np.bool_)
+        for edit in self.edits:
+            if edit.approximate:
+                labels = self.coupling.labels(Site(edit.tensor, edit.axis))
+                marks[self.coupling.components.root[labels[list(getattr(edit, which))]]] = True
+        return marks
+
+    def without(self, leaving: IntArray) -> Standing:
+        """The same once more components have left."""
+        removed = self.removed.copy()
+        removed[leaving] = True
+        return replace(self, removed=removed)
+
+    def edited(self, edits: list[PlanEdit]) -> Standing:
+        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one."""
+        if not edits:
+            return self
+        axes = {(e.tensor, e.axis) for e in edits if e.places}
+        kept = tuple(e for e in self.edits if not e.approximate or (e.tensor, e.axis) not in axes)
+        added = edits if len(kept) == len(self.edits) else [*kept[self.fixed :], *edits]
+        start = self.coupling if len(kept) == len(self.edits) else self.base
+        graph = lossless.edited(start.graph, added)
+        same = graph.nodes == self.coupling.graph.nodes
+        coupling = replace(self.coupling, graph=graph) if same else self.analyse(graph)
+        return replace(self, coupling=coupling, removed=self.removed_of(coupling), edits=(*kept, *edits))
+
+    def removed_of(self, coupling: Coupling) -> BoolArray:
+        """The components that have left, in an analysis of the model before or after weights were changed.
+
+        They keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind these.
+        """
+        removed = np.zeros(len(coupling.components.root), np.bool_)
+        removed[np.flatnonzero(self.removed)] = True
+        return removed
