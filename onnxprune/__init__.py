@@ -25,13 +25,15 @@ from onnxprune.errors import (
 )
 from onnxprune.evaluation import Evaluation
 from onnxprune.evaluator import Evaluator
+from onnxprune.family import Family, family
 from onnxprune.finetune import Finetuned, finetune
 from onnxprune.importance import ScoreTable
 from onnxprune.plan import Plan
-from onnxprune.pruner import Pruner, Result, inspect, prune
+from onnxprune.pruner import Pruner, inspect, prune
 from onnxprune.quantize import Quantized, quantize
 from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
 from onnxprune.report import Report
+from onnxprune.result import Result
 from onnxprune.sampler import Sampler
 from onnxprune.sparsify import Restored, Sparsified, restore, sparsify
 from onnxprune.sweep import Sweep, sweep
@@ -39,6 +41,7 @@ from onnxprune.sweep import Sweep, sweep
 __all__ = [
     # verbs
     "compare",
+    "family",
     "finetune",
     "inspect",
     "prune",
@@ -54,6 +57,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Evaluator",
+    "Family",
     "Finetuned",
     "Plan",
     "Pruner",

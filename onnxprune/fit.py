@@ -16,8 +16,11 @@ from onnxprune.knapsack import Knapsack
 from onnxprune.labels import IntArray
 from onnxprune.target import NAMES, Check, Met, Target
 
-CHECKS = 10
+CHECKS = 9
 """Models that are measured on data, at most, to meet a target that data decide."""
+
+_FINENESS = 256
+"""Into how many parts of the original's cost such a search tells models apart."""
 
 _CORRECTIONS = 6
 """Rounds in which what was foreseen of a cost is corrected by what it turns out to be."""
@@ -57,7 +60,8 @@ class Fit(Generic[S]):
     def __post_init__(self) -> None:
         self._size = self.target.size
         self._before = int(getattr(self.whole, self._size))
-        self._offset = self._before - self.knapsack.cost.total([0] * len(self.knapsack.allowed))
+        cost = self.knapsack.cost
+        self._offset = self._before - cost.dead - cost.total([0] * len(self.knapsack.allowed))
 
     def find(self) -> tuple[S, Met]:
         """The model, and how the target was met.
@@ -110,6 +114,8 @@ class Fit(Generic[S]):
         offset, best, tried = self._offset, None, set()
         for _ in range(_CORRECTIONS):
             counts = self.knapsack.solve(limit - offset)
+            if counts is not None and not any(counts) and self._before > limit:
+                counts = self.knapsack.first_step()  # any cut is rid of what no output needs, and that is enough
             if counts is None or tuple(counts) in tried:
                 break
             tried.add(tuple(counts))
@@ -132,7 +138,7 @@ class Fit(Generic[S]):
         """The smallest of some models that lose no more than allowed, found by halving between ``least`` and the original."""
         low, high = least, self._before
         best = self.take([0] * len(self.knapsack.allowed)), self._before, 0.0
-        while len(self.checks) < CHECKS and high - low > 1:
+        while len(self.checks) < CHECKS and (high - low) * _FINENESS > self._before:
             middle = (low + high) // 2
             made = self._within(middle)
             if made is None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.channels import Coupling
+from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Factor, IntArray
 from onnxprune.rules import Call, describe
 from onnxprune.rules.linear import macs
@@ -57,6 +58,7 @@ class _Term:
 
     groups: frozenset[int]
     amount: Callable[[Gone], Any]
+    live: bool
 
 
 class Footprint:
@@ -67,7 +69,8 @@ class Footprint:
         removed: bool, one entry per label component: what has left already.
         orders: for each group the components that are there, the first to leave first.
 
-    Bytes are those of stored tensors; the structure of the file is not counted.
+    Bytes are those of stored tensors; the structure of the file is not counted. Nor is what no output needs, which is not
+    in the cut model any more: that would cost ``dead``.
     """
 
     def __init__(self, coupling: Coupling, kind: str, removed: BoolArray, orders: Sequence[IntArray]) -> None:
@@ -79,8 +82,11 @@ class Footprint:
         for number, order in enumerate(orders):
             self._time[order], self._owner[order] = np.arange(len(order)), number
         self._axes: dict[tuple[str, int], _Axis] = {}
+        self._needed = _needed(coupling.graph)
         terms = self._work() if kind == "macs" else self._stored(kind)
         zero = [0] * len(orders)
+        self.dead = sum(int(term.amount(zero)) for term in terms if not term.live)
+        terms = [term for term in terms if term.live]
         self._constant = sum(int(term.amount(zero)) for term in terms if not term.groups)
         self._terms = [term for term in terms if term.groups]
         self._of = [[t for t in self._terms if g in t.groups] for g in range(len(orders))]
@@ -99,7 +105,10 @@ class Footprint:
             there[number] = case
         first = self._of[numbers[0]]
         more = [t for n in numbers[1:] for t in self._of[n] if numbers[0] not in t.groups]
-        return sum((term.amount(there) for term in (*first, *more)), np.zeros((1,) * max(c.ndim for c in cases), np.int64))
+        return sum(
+            (term.amount(there) for term in (*first, *more)),
+            np.zeros(np.broadcast_shapes(*(case.shape for case in cases)), np.int64),
+        )
 
     def _work(self) -> list[_Term]:
         """One term for each node that sums products."""
@@ -107,15 +116,17 @@ class Footprint:
         for node in graph.nodes:
             call = describe(graph, node, shapes)
             if macs(call):
+                live = not node.outputs or any(n in self._needed for n in node.outputs)
                 operands = [self._tensor(n, s) for n, s in zip(node.inputs, call.inputs, strict=True)]
                 results = [self._tensor(n, s) for n, s in zip(node.outputs, call.outputs, strict=True)]
-                terms.append(_Term(_groups(operands + results), _Node(call, operands, results)))
+                terms.append(_Term(_groups(operands + results), _Node(call, operands, results), live))
         return terms
 
     def _stored(self, kind: str) -> list[_Term]:
         """One term for each stored tensor; a vector whose readers keep different indices is stored once for each of these."""
         graph, terms = self._coupling.graph, []
         seen: set[tuple[str, bytes]] = set()
+        needed = {graph.uses[name].tensor if name in graph.uses else name for name in self._needed}
         for name in graph.weights:
             shape, proto = graph.weights.shape(name), graph.weights[name]
             stored = graph.uses[name].tensor if name in graph.uses else name
@@ -125,7 +136,7 @@ class Footprint:
             axes = self._tensor(name, shape) or []
             count = max(prod(shape), 1)
             width = 1.0 if kind == "parameters" else (raw_bytes(proto) or 0) / count
-            terms.append(_Term(_groups([axes]), _Stored(axes, width)))
+            terms.append(_Term(_groups([axes]), _Stored(axes, width), stored in needed))
         return terms
 
     def _key(self, name: str) -> bytes:
@@ -160,7 +171,7 @@ class Footprint:
             return _Axis(size)
         owners, times = np.stack([o for o, _ in leaving], 1), np.stack([t for _, t in leaving], 1)
         there = (times >= 0).all(axis=1)
-        fixed, tables = 0, {}
+        fixed, tables = 0, dict[tuple[int, ...], IntArray]()
         for row in np.unique(owners[there], axis=0):
             groups = tuple(sorted({int(g) for g in row if g >= 0}))
             here = times[there & (owners == row).all(axis=1)]
@@ -199,6 +210,15 @@ class _Stored:
     def __call__(self, gone: Gone) -> Any:
         count = prod(axis.size(gone) for axis in self.axes)
         return count if self.width == 1 else np.ceil(count * self.width).astype(np.int64)
+
+
+def _needed(graph: Graph) -> set[str]:
+    """The tensors that any output depends on."""
+    needed = {port.name for port in graph.outputs}
+    for node in reversed(graph.nodes):
+        if not node.outputs or needed.intersection(node.outputs):
+            needed.update(node.inputs, node.captured)
+    return needed
 
 
 def _shapes(tensors: list[list[_Axis] | None], gone: Gone) -> tuple[Any, ...]:

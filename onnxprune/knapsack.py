@@ -62,6 +62,15 @@ class Knapsack:
         found = [self._filled(counts, limit) for counts in (below, self._shrunk(above, limit))]
         return self._exchanged(min(found, key=self.error), limit)
 
+    def first_step(self) -> Counts | None:
+        """The one step with the least error; None where nothing may leave."""
+        nothing = [0] * len(self.allowed)
+        steps = self._steps(nothing, 1)
+        if not steps:
+            return None
+        number, count, _, _ = min(steps, key=lambda s: s[2])
+        return [count if n == number else 0 for n in range(len(nothing))]
+
     def _bracketed(self, limit: int, above: Counts, below: Counts) -> tuple[Counts, Counts]:
         """The cheapest solution of a price that costs too much, and the dearest that does not."""
         whole = max(self.cost.total(above), 1)

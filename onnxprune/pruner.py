@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +18,19 @@ from onnxprune.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.evaluation import Evaluation
 from onnxprune.evaluator import Evaluator
-from onnxprune.files import Scratch, Source, place, save
+from onnxprune.files import Source
 from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion, ScoreTable
-from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.plan import Plan
 from onnxprune.progressive import Run, Stage, shares
-from onnxprune.proof import PRUNED
 from onnxprune.quantize import Quantized, quantize
 from onnxprune.recorder import Goal, Recorder
 from onnxprune.report import GroupRow, Report
+from onnxprune.result import Result, unscored
 from onnxprune.sampler import Sampler
 from onnxprune.shapes import infer
 from onnxprune.target import Target
 from onnxprune.weights import Array
-
-INLINE_LIMIT = 1_900_000_000
-"""A model larger than this can't be one protobuf file; its weights go beside it."""
-
-
-def _unscored() -> ScoreTable:
-    raise UsageError("nothing was scored: a plan was replayed; save scores from a run that chooses")
-
-
-@dataclass(frozen=True)
-class Result:
-    """A pruned model with the plan that made it, the report of how, and the ``source`` it was made from.
-
-    ``scores()``: by which channels were chosen.
-    """
-
-    pruned: AnyModel
-    plan: Plan
-    report: Report
-    source: Source
-    external_data: bool = False
-    scratch: Scratch | None = None
-    scores: Callable[[], ScoreTable] = _unscored
-
-    @cached_property
-    def model(self) -> ModelProto:
-        """The pruned model as a proto. A large one is read from its files when this is first asked for."""
-        return self.pruned.complete() if isinstance(self.pruned, LazyModel) else self.pruned
-
-    def save(self, path: str | Path, *, move: bool = False) -> None:
-        """Write the model; weights go to ``<name>.data`` beside it if the original kept them apart.
-
-        Args:
-            move: a large model's temporary files become the output, which is faster; it can't be saved again then.
-
-        Raises:
-            OutputError: the path is the input or can't be written. What was there before is still there.
-        """
-        size = self.pruned.nbytes if isinstance(self.pruned, LazyModel) else self.pruned.ByteSize()
-        external = self.external_data or size > INLINE_LIMIT
-        if self.scratch is not None and external:
-            place(self.scratch.folder / PRUNED, path, move=move, source=self.source)
-        else:
-            save(self.pruned, path, external=external, source=self.source)
 
 
 def prune(
@@ -275,6 +229,28 @@ class Pruner:
         Raises:
             OnnxpruneError: bad input, or the proof failed; see :mod:`onnxprune.errors`.
         """
+        graph, run, recorder = self._begun(data)
+        stage = self._last_good(run, recorder)
+        self.result = self._finished(graph, stage, recorder, run.clock)
+        return self.result
+
+    def prune_to(self, targets: Sequence[Target], data: Data | None = None) -> list[Result]:
+        """One model for each of some targets, from one analysis; the last becomes the pruner's own.
+
+        Raises:
+            OnnxpruneError: as :meth:`prune`, also where a single target can't be met.
+        """
+        graph, run, recorder = self._begun(data)
+        found: dict[int, Result] = {}
+        for stage in run.stages(targets):
+            if not recorder.steps:
+                recorder.begin(stage.standing)
+            recorder.add(stage)
+            found[stage.number] = self.result = self._finished(graph, stage, recorder, run.clock)
+        return list(found.values())
+
+    def _begun(self, data: Data | None) -> tuple[Graph, Run, Recorder]:
+        """The model with all that works on it."""
         clock = Clock(self._progress)
         with clock("load"):
             graph = load(self._model)
@@ -283,9 +259,7 @@ class Pruner:
         self.sampler.look_at(dataset)
         run = Run(graph, self.sampler, **self._options, plan=self._plan, data=dataset, scratch=self._scratch, clock=clock)
         recorder = Recorder(graph, self._settings(graph), folder=self._tape, evaluator=self.evaluator, data=dataset, clock=clock)
-        stage = self._last_good(run, recorder)
-        self.result = self._finished(graph, stage, recorder, clock)
-        return self.result
+        return graph, run, recorder
 
     def evaluate(self, data: Data) -> Evaluation:
         """Measure the model as it is now, and how often it agrees with the one that there was at first.
@@ -356,7 +330,7 @@ class Pruner:
             rows,
             standing.coupling.frozen,
             proved.verification,
-            clock.elapsed,
+            dict(clock.elapsed),
             recorder.pair(stage.number),
             None if stage.free is None else stage.free.rows,
             recorder.steps if self._step is not None else (),
@@ -366,7 +340,7 @@ class Pruner:
             zeroed=bool(self._options["zero"]),
         )
         external = graph.weights.has_external_data
-        scores = _unscored if self._plan is not None else self.sampler.score_table
+        scores = unscored if self._plan is not None else self.sampler.score_table
         return Result(proved.model, standing.plan, report, graph.source, external, proved.scratch, scores)
 
     def _settings(self, graph: Graph) -> dict[str, Any]:

@@ -20,9 +20,8 @@ from onnxprune.files import Source
 from onnxprune.fit import Fit, removable
 from onnxprune.footprint import Footprint
 from onnxprune.graph import Graph, load
-from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, Saved, Scene, ScoreTable
+from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, Saved, Scene, ScoreTable, summed
 from onnxprune.importance import criterion as find_criterion
-from onnxprune.importance import summed
 from onnxprune.knapsack import Knapsack
 from onnxprune.plan import Plan
 from onnxprune.shapes import infer
@@ -158,9 +157,7 @@ class Sampler:
         there = [scene.group(n) for n in groups]
         return self.take(standing, counts(there, standing.sizes, scores, limits, own, protection), data)
 
-    def reach(
-        self, standing: Standing, target: Target, original: Graph, data: Dataset | None = None
-    ) -> tuple[Standing, Met]:
+    def reach(self, standing: Standing, target: Target, original: Graph, data: Dataset | None = None) -> tuple[Standing, Met]:
         """Let as many channels of each group leave as meet a target, with the least error.
 
         Args:
@@ -298,7 +295,7 @@ def _name(given: str | Criterion) -> str:
 
 def _price(standing: Standing) -> Cost | None:
     """What a model costs once it is cut; None where it is too large to be cut just for that."""
-    pruned = apply(standing.coupling, standing.removed)
+    pruned = apply(standing.coupling, standing.removed) if standing.plan.cuts else standing.coupling.graph.assemble()
     if pruned.large:
         return None
     graph = load(pruned.complete())

@@ -55,9 +55,7 @@ class Target:
             raise OptionError(f"target {self} makes no sense; {_MEANINGS[self.measured]}")
 
     @classmethod
-    def parse(
-        cls, text: str, *, max_drop: float | None = None, max_ratio: float = 0.9, best_effort: bool = False
-    ) -> Target:
+    def parse(cls, text: str, *, max_drop: float | None = None, max_ratio: float = 0.9, best_effort: bool = False) -> Target:
         """Read ``macs=0.5``, ``parameters=300k``, ``bytes=2MB``, ``accuracy-drop=0.01``, ``agreement=0.98``.
 
         Raises:
@@ -144,7 +142,10 @@ class Met:
         text += f"({self.after:,} of {self.before:,})"
         if self.value is None:
             return text
-        return f"{text}, {self.measure} is {self.value:.4f}; the largest cut of {len(self.checks)} that were measured"
+        lines = (f"{100 * c.share:.1f} % left: {c.lost:.4f}{'' if c.passed else ' (too much)'}" for c in self.checks)
+        loss = "accuracy" if self.measure == "accuracy_drop" else "agreement"
+        text += f", {self.measure.replace('_', ' ')} is {self.value:.4f}"
+        return f"{text}\n  measured, {loss} lost: {'; '.join(lines)}" if self.checks else text
 
 
 NAMES = {"macs": "MACs", "parameters": "parameters", "bytes": "bytes"}

@@ -11,12 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "onnxprune"
 # fmt: off
 LAYERS = [
-    "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph",
-    "runtime", "shapes", "rules", "labels", "flow", "filters", "channels", "bounds",
-    "cost", "footprint", "target", "data", "allocation", "knapsack", "fit", "plan", "surgery", "remove", "lossless",
-    "gradient", "evaluate", "importance", "compensate", "standing", "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "sweep", "pruner",
-    "finetune", "sparsify", "compare", "demo", "operators",
-    "__init__", "cli", "__main__",
+    "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph", "runtime", "shapes", "rules",
+    "labels", "flow", "filters", "channels", "bounds", "cost", "footprint", "target", "data", "allocation", "knapsack",
+    "fit", "plan", "surgery", "remove", "lossless", "gradient", "evaluate", "importance", "compensate", "standing",
+    "sampler", "report", "evaluation", "evaluator", "clock", "proof", "progressive", "quantize", "recorder", "sweep",
+    "result", "pruner", "family", "finetune", "sparsify", "compare", "demo", "operators", "__init__", "cli", "__main__",
 ]
 # fmt: on
 # fmt: off

@@ -24,7 +24,7 @@ from onnxprune.importance.impact import evenness, size
 from onnxprune.importance.pairs import greedy, nearest
 from onnxprune.importance.saliency import saliency
 from onnxprune.importance.spread import RIDGE, Spread, refit
-from onnxprune.pruner import Result
+from onnxprune.result import Result
 
 EXPORTED = Path(__file__).parent / "exported"
 

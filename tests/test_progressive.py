@@ -26,7 +26,7 @@ from onnxprune import Evaluator, Pruner, Sampler
 from onnxprune.cli import app
 from onnxprune.errors import OptionError, OutputError, TapeError, UsageError
 from onnxprune.progressive import shares
-from onnxprune.pruner import Result
+from onnxprune.result import Result
 
 MLP = dense.network(dense.layers(6, 24, 20, 5))
 CNN = graphs.build(["plain", "residual", "batch_norm"], "flatten", 3)

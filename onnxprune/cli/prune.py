@@ -9,6 +9,7 @@ import typer
 
 from onnxprune.cli.shared import Clusters, Data, Freeze, Json, Mixing, Model, app, clusters_of, working
 from onnxprune.compensate import MODES
+from onnxprune.family import family
 from onnxprune.files import check_output
 from onnxprune.importance import CRITERIA
 from onnxprune.pruner import prune as prune_model
@@ -50,7 +51,9 @@ def prune(
     ] = None,
     targets: Annotated[
         str,
-        typer.Option(metavar="A,A,...", help="A model for each: with --target macs and -o 'small-{target}.onnx'.", show_default=False),
+        typer.Option(
+            metavar="A,A,...", help="A model for each: with --target macs and -o 'small-{target}.onnx'.", show_default=False
+        ),
     ] = "",
     max_drop: Annotated[
         float | None, typer.Option(metavar="D", help="Accuracy that a target may cost, or agreement.", show_default=False)
@@ -128,13 +131,60 @@ def prune(
     written = [path.resolve() for path in (output, save_plan, save_scores, report, picture, tape) if path is not None]
     if len(set(written)) < len(written):
         raise typer.BadParameter("everything that is written needs a path of its own", param_hint="-o / --save-plan / --report")
-    if picture is not None and step is None:
+    if picture is not None and step is None and not targets:
         raise typer.BadParameter("there is something to draw only where pruning goes in steps", param_hint="--step / --picture")
     if plan is not None and save_plan is not None:
         raise typer.BadParameter("a plan is either replayed or saved", param_hint="--plan / --save-plan")
     if plan is not None and (scores is not None or save_scores is not None):
         raise typer.BadParameter("a plan is replayed without scores", param_hint="--plan / --scores / --save-scores")
     places = _places(analysis or [])
+    if targets:
+        alone = {
+            "--ratio": ratio, "--scope": None if scope == "uniform" else scope, "--tod": tod, "--scores": scores,
+            "--save-scores": save_scores, "--ratios": ratios, "--plan": plan, "--save-plan": save_plan, "--step": step,
+            "--tape": tape, "--zero": zero, "--epsilon": epsilon, "--analysis": analysis, "--interval": interval,
+            "--compat": compat, "--clusters": clusters, "--min-accuracy": min_accuracy, "--min-robustness": min_robustness,
+        }  # fmt: skip
+        wrong = next((name for name, value in alone.items() if value not in (None, False, "")), None)
+        if wrong is not None:
+            raise typer.BadParameter("it is not for several models at a time", param_hint=f"{wrong} / --targets")
+        if target is None or output is None or PLACE not in output.name:
+            raise typer.BadParameter(f"give --target KIND and -o 'NAME-{PLACE}.onnx', a model for each", param_hint="--targets")
+        amounts = [amount.strip() for amount in targets.split(",")]
+        paths = [output.with_name(output.name.replace(PLACE, amount)) for amount in amounts]
+        with working() as progress:
+            for path in filter(None, (*paths, report)):
+                check_output(path, model)
+            if picture is not None:
+                check_picture(picture)
+            made = family(
+                model,
+                target,
+                amounts,
+                criterion=criterion,
+                data=data,
+                samples=samples,
+                max_drop=max_drop,
+                max_ratio=max_ratio,
+                best_effort=best_effort,
+                min_channels=min_channels,
+                round_to=round_to,
+                freeze=tuple(freeze or ()),
+                mixing=mixing,
+                free=free,
+                compensate=compensate,
+                seed=seed,
+                progress=progress,
+            )
+            for path, member in zip(paths, made.members.values(), strict=True):
+                if not dry_run:
+                    member.save(path)
+            if report is not None:
+                made.save(report)
+            if picture is not None:
+                made.draw(picture, title=model.name)
+        print(made)
+        return
     with working() as progress:
         for path in filter(None, (output, save_plan, save_scores, report)):
             check_output(path, model)
@@ -187,6 +237,10 @@ def prune(
         if picture is not None:
             draw(result.report.steps, picture, title=model.name)
     print(result.report)
+
+
+PLACE = "{target}"
+"""What stands for the amount in the name of one of several models."""
 
 
 def _places(given: list[str]) -> str | dict[str, str]:

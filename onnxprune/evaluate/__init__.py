@@ -20,7 +20,7 @@ from onnxprune.evaluate.budget import Budget, plan
 from onnxprune.evaluate.classifier import freed, without_maps
 from onnxprune.evaluate.fidelity import Judged
 from onnxprune.evaluate.gradient import Sparse, differentiated, find_gradient
-from onnxprune.evaluate.latency import Latency, interleaved
+from onnxprune.evaluate.latency import Latency, in_turns, interleaved
 from onnxprune.evaluate.robustness import Judge, Robustness, attacked, limits, robustness
 from onnxprune.evaluate.surrogate import check_surrogate, surrogate_scores
 from onnxprune.evaluate.verify import Verification, check_runs, verify
@@ -52,6 +52,7 @@ __all__ = [
     "find_scores",
     "find_gradient",
     "freed",
+    "in_turns",
     "interleaved",
     "limits",
     "measure",

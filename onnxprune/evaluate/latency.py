@@ -1,9 +1,9 @@
-"""Latency of two models side by side in onnxruntime."""
+"""Latency of models side by side in onnxruntime."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,15 @@ class Latency:
 def interleaved(
     models: tuple[AnyModel, AnyModel], feeds: Mapping[str, Array], *, runs: int = 50, seconds: float = 10.0, threads: int = 1
 ) -> tuple[Latency, Latency]:
-    """Time two models with the same input, in turns, so that noise of the machine meets both alike.
+    """Time two models as :func:`in_turns`."""
+    one, two = in_turns(models, feeds, runs=runs, seconds=seconds, threads=threads)
+    return one, two
+
+
+def in_turns(
+    models: Sequence[AnyModel], feeds: Mapping[str, Array], *, runs: int = 50, seconds: float = 10.0, threads: int = 1
+) -> list[Latency]:
+    """Time models with the same input, in turns, so that noise of the machine meets all alike.
 
     Args:
         runs: of each model at most; ``seconds`` of measuring at most (but five runs at least).
@@ -37,7 +45,7 @@ def interleaved(
     for session in sessions:
         session.run(feeds)
         session.run(feeds)
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds
     for turn in range(runs):
         for place, session in enumerate(sessions):
@@ -46,5 +54,4 @@ def interleaved(
             times[place].append(1e3 * (time.perf_counter() - start))
         if turn >= 4 and time.perf_counter() > end:
             break
-    one, two = (Latency(float(np.median(t)), *(float(q) for q in np.quantile(t, [0.25, 0.75]))) for t in times)
-    return one, two
+    return [Latency(float(np.median(t)), *(float(q) for q in np.quantile(t, [0.25, 0.75]))) for t in times]

@@ -13,7 +13,7 @@ from onnxprune.errors import ModelError, SidecarError, UsageError
 from onnxprune.files import Source, parse, save
 from onnxprune.graph import load
 from onnxprune.lazy import AnyModel, LazyModel
-from onnxprune.pruner import INLINE_LIMIT
+from onnxprune.result import INLINE_LIMIT
 from onnxprune.sparsify.sidecar import SUFFIX, Removed, Sidecar, digest_of, read
 from onnxprune.sparsify.storage import expanded, is_compressed, without_sparse
 

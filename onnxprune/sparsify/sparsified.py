@@ -24,7 +24,7 @@ from onnxprune.filters import Filter
 from onnxprune.graph import Graph, load
 from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.masks import Choice, each_mask
-from onnxprune.pruner import INLINE_LIMIT
+from onnxprune.result import INLINE_LIMIT
 from onnxprune.runtime import random_feeds
 from onnxprune.shapes import Shapes, infer
 from onnxprune.sparsify.choosing import Worth, check, choose, zeros
