@@ -138,6 +138,7 @@ class Fit(Generic[S]):
         """The smallest of some models that lose no more than allowed, found by halving between ``least`` and the original."""
         low, high = least, self._before
         best = self.take([0] * len(self.knapsack.allowed)), self._before, 0.0
+        known: dict[int, float] = {}
         while len(self.checks) < CHECKS and (high - low) * _FINENESS > self._before:
             middle = (low + high) // 2
             made = self._within(middle)
@@ -145,7 +146,9 @@ class Fit(Generic[S]):
                 low = middle
                 continue
             found, cost = made
-            lost = self._checked(found, cost, allowed)
+            if cost not in known:
+                known[cost] = self._checked(found, cost, allowed)
+            lost = known[cost]
             if lost <= allowed:
                 high, best = min(cost, middle), (found, cost, lost)
             else:

@@ -85,11 +85,16 @@ class Footprint:
         self._needed = _needed(coupling.graph)
         terms = self._work() if kind == "macs" else self._stored(kind)
         zero = [0] * len(orders)
-        self.dead = sum(int(term.amount(zero)) for term in terms if not term.live)
+        self._dead = sum(int(term.amount(zero)) for term in terms if not term.live)
         terms = [term for term in terms if term.live]
         self._constant = sum(int(term.amount(zero)) for term in terms if not term.groups)
         self._terms = [term for term in terms if term.groups]
         self._of = [[t for t in self._terms if g in t.groups] for g in range(len(orders))]
+
+    @property
+    def dead(self) -> int:
+        """The cost of what no output needs."""
+        return self._dead
 
     def total(self, gone: Gone) -> int:
         """The cost once so many channels have left each group."""

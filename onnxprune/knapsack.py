@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any, Protocol
 
 import numpy as np
 
 from onnxprune.allocation import Scores
-from onnxprune.footprint import Footprint
+from onnxprune.footprint import Gone
 from onnxprune.labels import IntArray
 
 PRICES = 48
@@ -30,6 +31,20 @@ _PAIRS = 20_000
 Counts = list[int]
 
 
+class Price(Protocol):
+    """What a budget is spent on, from how many channels leave each group; as :class:`~onnxprune.footprint.Footprint` has it."""
+
+    @property
+    def dead(self) -> int:
+        """What the first cut saves in any case."""
+
+    def total(self, gone: Gone) -> int:
+        """What is spent on a model."""
+
+    def change(self, gone: Gone, numbers: Sequence[int], cases: Sequence[IntArray]) -> Any:
+        """The part of it that depends on some groups, for many cases at once."""
+
+
 @dataclass(frozen=True, eq=False)
 class Knapsack:
     """What there is to choose from.
@@ -40,7 +55,7 @@ class Knapsack:
 
     curves: Sequence[Scores]
     allowed: Sequence[IntArray]
-    cost: Footprint
+    cost: Price
 
     @property
     def least(self) -> int:
