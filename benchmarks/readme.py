@@ -44,7 +44,24 @@ def blocks() -> dict[str, str]:
         "finetune": _finetune(results["finetune"]),
         "mic": _mic(results["mic"]),
         "robustness": _robustness(results["robustness"]),
+        "gradient": _gradient(results["gradient"]),
     }
+
+
+def _gradient(results: dict[str, Any]) -> str:
+    """Cost and precision model by model; those without a gradient in one line."""
+    rows = {name: row for section in ("lenet", "models") for name, row in results[section].items()}
+    lines = ["| model | batch | by inputs | by weights too | gap to differences, float64 | float32 to float64 |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for name, row in rows.items():
+        if not row["differentiable"]:
+            continue
+        costs = [f"{row[k]:.1f}" if row.get(k) else "" for k in ("input_passes", "inputs_and_weights_passes")]
+        found = [gap for gap in (row["inputs_gap"], row["weights_gap"]) if gap is not None]
+        exact = f"{max(found):.0e} | {row['float32_gap']:.0e}" if "float32_gap" in row else f"{max(found):.0e} (float32) |"
+        lines.append(f"| {name.removesuffix('.onnx')} | {row.get('batch', '')} | {' | '.join(costs)} | {exact} |")
+    rest = "; ".join(f"{name.removesuffix('.onnx')} ({row['why']})" for name, row in rows.items() if not row["differentiable"])
+    return "\n".join([*lines, "", f"Not differentiable: {rest}."])
 
 
 def _fair(results: dict[str, Any]) -> str:
