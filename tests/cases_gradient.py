@@ -34,11 +34,12 @@ class Case:
         return f"{self.op}{self.opset}-{'_'.join(shown)}{options}".replace(" ", "")
 
     def model(self, dynamic: bool = False) -> onnx.ModelProto:
+        """``dynamic``: the first axis of the first operand is open."""
         names = ["" if o is None else f"x{k}" for k, o in enumerate(self.operands)]
         outputs = ["y", *(f"y{k}" for k in range(1, self.outputs))]
         node = helper.make_node(self.op, names, outputs, "it", **self.attributes)
         inputs = [
-            helper.make_tensor_value_info(n, TensorProto.DOUBLE, ("N", *o[1:]) if dynamic else o)
+            helper.make_tensor_value_info(n, TensorProto.DOUBLE, ("N", *o[1:]) if dynamic and n == "x0" and o else o)
             for n, o in zip(names, self.operands, strict=True)
             if isinstance(o, tuple)
         ]
@@ -49,11 +50,8 @@ class Case:
             declared.shape.CopyFrom(inputs[0].type.tensor_type.shape)
         return model
 
-    def feeds(self, rng: np.random.Generator, batch: int | None = None) -> Arrays:
-        def shape(o: tuple[int, ...]) -> tuple[int, ...]:
-            return o if batch is None else (batch, *o[1:])
-
-        return {f"x{k}": rng.uniform(self.low, self.high, shape(o)) for k, o in enumerate(self.operands) if isinstance(o, tuple)}
+    def feeds(self, rng: np.random.Generator) -> Arrays:
+        return {f"x{k}": rng.uniform(self.low, self.high, o) for k, o in enumerate(self.operands) if isinstance(o, tuple)}
 
 
 def wrap(nodes: list[Any], inputs: list[Any], outputs: list[str], stored: list[Any], opset: int) -> onnx.ModelProto:
