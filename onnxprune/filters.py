@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,17 +21,34 @@ from onnxprune.structure import Node
 from onnxprune.weights import FLOATS, QUANTISED, Array
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """An activation: its name, its shape with composed axes taken apart, and what each axis is called (empty: nothing).
+
+    ``parts``: into how many each axis is taken apart.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    letters: tuple[str, ...]
+    parts: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Filter:
     """A stored tensor that is multiplied with activations and summed over, by ``node``.
 
-    ``layout``: of the operand that becomes of it; ``order``: where each element of the operand lies in the stored tensor,
+    ``layout``: of the operand that becomes of it, and ``letters``, the notation's name for each of its axes. ``inputs``: the
+    activation that it is multiplied with, and the letters of its axes (None where that is a recurrent layer's own state).
+    ``order``: where each element of the operand lies in the stored tensor,
     None where that is the operand. ``chain``: the nodes between them. ``fill``: what stands for zero in the stored tensor.
     """
 
     tensor: str
     node: Node
     layout: Layout
+    letters: tuple[str, ...]
+    inputs: Inputs | None = None
     chain: tuple[Node, ...] = ()
     order: IntArray | None = None
     fill: Fill = field(default_factory=Fill)
@@ -64,52 +82,64 @@ def find_filters(state: Flow) -> tuple[Filter, ...]:
     steps = {name: step for step in state.steps for name in step.call.node.outputs if name}
     for step in state.steps:
         signature = step.rule.fit(step.call) if step.understood and not step.moved and step.rule is not None else None
-        for k, layout in _operands(state, step, signature) if signature is not None else ():
-            filter_ = _traced(state, steps, step.call.node, k, layout)
+        for k, axes, inputs in _operands(state, step, signature) if signature is not None else ():
+            filter_ = _traced(state, steps, step.call.node, k, axes, inputs)
             if filter_ is not None:
                 found.setdefault(filter_.tensor, filter_)
     return tuple(found.values())
 
 
-def _operands(state: Flow, step: Step, signature: Signature) -> Iterator[tuple[int, Layout]]:
-    """The operands of a node that are filters."""
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """What the axes of an operand stand for, composed ones taken apart: a letter, ``*``, or nothing."""
+
+    layout: Layout
+    letters: tuple[str, ...]
+    parts: tuple[int, ...]
+
+
+def _operands(state: Flow, step: Step, signature: Signature) -> Iterator[tuple[int, _Axes, Inputs | None]]:
+    """The operands of a node that are filters, and what each is multiplied with."""
     call = step.call
     tokens = {k: pattern.expand(call.rank(k)) for k, pattern in enumerate(signature.operands) if call.node.input(k)}
-    names = {k: [t for token in row for t in letters(token)] for k, row in tokens.items() if row is not None}
     stays = {t for pattern in signature.results for token in pattern.tokens for t in letters(token)}
-    stays |= {t for row in names.values() for t in row if t.startswith(".")}
-    summed = [set(row) - stays for k, row in names.items() if not state.is_weight(call.node.inputs[k])]
     sizes = dict(signature.sizes)
     for k, spelt in tokens.items():
         sizes |= {t: n for t, n in zip(spelt, call.shape(k), strict=True) if isinstance(t, str) and n > 1} if spelt else {}
-    for k, row in names.items():
-        name, spelt = call.node.inputs[k], tokens[k]
-        if spelt is None or not state.is_weight(name) or state.shapes.elem_types.get(name) not in FLOATS:
+    apart = {k: _apart(spelt, call.shape(k), stays, sizes) for k, spelt in tokens.items() if spelt is not None}
+    for k, axes in apart.items():
+        name, named = call.node.inputs[k], [t for t in axes.letters if t not in ("", "*")]
+        if not state.is_weight(name) or state.shapes.elem_types.get(name) not in FLOATS:
             continue
-        if any(gone and gone <= set(row) for gone in summed) or len(set(row)) < len(row):
-            yield k, _layout(spelt, call.shape(k), stays, sizes)
+        inputs = None
+        for other, theirs in apart.items():
+            gone = {t for t, role in zip(theirs.letters, theirs.layout.roles, strict=True) if role == "i"}
+            if not state.is_weight(call.node.inputs[other]) and gone and gone <= set(named):
+                inputs = Inputs(call.node.inputs[other], theirs.layout.shape, theirs.letters, theirs.parts)
+        if inputs is not None or len(set(named)) < len(named):
+            yield k, axes, inputs
 
 
-def _layout(tokens: tuple[Token, ...], shape: tuple[int, ...], stays: set[str], sizes: Mapping[str, int]) -> Layout:
-    """What the axes of an operand stand for; a composed axis is taken apart, unless it has parts that lie side by side."""
+def _apart(tokens: tuple[Token, ...], shape: tuple[int, ...], stays: set[str], sizes: Mapping[str, int]) -> _Axes:
+    """Axes that are composed are taken apart, unless their parts lie side by side."""
     found: list[tuple[int, str]] = []
-    seen: set[str] = set()
+    ends = [0]
     for token, size in zip(tokens, shape, strict=True):
         names = letters(token)
-        roles = ["i" if t not in stays or t in seen else "o" for t in names]
-        if token == "*" or not names or "+" in token:
-            found.append((size, "*" if token == "*" else "o"))
-        elif len(set(roles)) == 1:
-            found.append((size, roles[0]))
+        if isinstance(token, str) or "+" in token:
+            found.append((size, "*" if token == "*" else names[0] if isinstance(token, str) and names else ""))
         else:
             known = [sizes.get(t, 0) for t in names]
-            rest = size // int(np.prod([n for n in known if n]))
-            found += [(n or rest, role) for n, role in zip(known, roles, strict=True)]
-        seen.update(names)
-    return Layout(tuple(n for n, _ in found), "".join(role for _, role in found))
+            rest = size // max(1, math.prod(n for n in known if n))
+            found += [(n or rest, t) for n, t in zip(known, names, strict=True)]
+        ends.append(len(found))
+    named = tuple(t for _, t in found)
+    gone = [(t not in stays and not t.startswith(".")) or t in named[:k] for k, t in enumerate(named)]
+    roles = ("*" if t == "*" else "i" if t and g else "o" for t, g in zip(named, gone, strict=True))
+    return _Axes(Layout(tuple(n for n, _ in found), "".join(roles)), named, tuple(b - a for a, b in pairwise(ends)))
 
 
-def _traced(state: Flow, steps: Mapping[str, Step], reader: Node, k: int, layout: Layout) -> Filter | None:
+def _traced(state: Flow, steps: Mapping[str, Step], reader: Node, k: int, axes: _Axes, inputs: Inputs | None) -> Filter | None:
     """The filter that an operand is, or None if it does not follow from one stored tensor as a filter must."""
     graph, way = state.graph, dict[str, Node]()
     sources = _trace(graph, steps, reader.inputs[k], way)
@@ -121,7 +151,7 @@ def _traced(state: Flow, steps: Mapping[str, Step], reader: Node, k: int, layout
     if fill is None or not (quantised or graph.weights.elem_type(name) in FLOATS):
         return None
     if not chain:
-        return Filter(name, reader, layout, fill=fill)
+        return Filter(name, reader, axes.layout, axes.letters, inputs, fill=fill)
     moving = {node.outputs[0] for node in chain if steps[node.outputs[0]].moved}
     shape = graph.weights.shape(name)
     zeros = np.broadcast_to(fill.over(shape), shape).astype(graph.weights.read(name).dtype)
@@ -131,8 +161,8 @@ def _traced(state: Flow, steps: Mapping[str, Step], reader: Node, k: int, layout
         kept = not np.any(_run(graph, chain, name, zeros))
     except ModelError:  # what onnxruntime can't run is no filter
         return None
-    whole = kept and order.size == math.prod(layout.shape) and np.array_equal(np.sort(order), places)
-    return Filter(name, reader, layout, chain, order, fill) if whole else None
+    whole = kept and order.size == math.prod(axes.layout.shape) and np.array_equal(np.sort(order), places)
+    return Filter(name, reader, axes.layout, axes.letters, inputs, chain, order, fill) if whole else None
 
 
 def _trace(graph: Graph, steps: Mapping[str, Step], name: str, way: dict[str, Node]) -> set[str] | None:

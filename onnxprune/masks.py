@@ -24,7 +24,7 @@ GRANULARITIES = {"element": "", "kernel": "*", "filter": "*i"}
 """What is taken or left as a whole, and the roles of the axes that it extends over."""
 
 SCOPES = ("global", "layer")
-NORMALISATIONS = ("none", "mean")
+NORMALISATIONS = ("none", "mean", "layer")
 
 _COLLECTED = 1 << 24
 """Scores of which a quantile is found in memory; of more, those that can't be it are counted away first."""
@@ -61,10 +61,12 @@ class Choice:
     """Which part of the weights leaves.
 
     ``sparsity``: the share of all elements, kernels or filters whose score is lowest, 0 to 1. A score is the sum of the
-    magnitudes of the elements, or with ``normalise="mean"`` their mean, so that a kernel of one element competes with one
-    of nine. ``scope``: one threshold for all tensors together, or one for each. ``bernoulli``: probability with which what
-    is below the threshold leaves. ``pattern``: ``"N:M"`` keeps the N largest of every M elements that follow each other
-    along the inputs, instead of a share; what is left over at the end, fewer than M, stays as it is.
+    magnitudes of the elements. ``normalise="mean"``: their mean, so that a kernel of one element competes with one of nine.
+    ``"layer"``: the sum of magnitudes that are divided by the root of the sum of their squares in the tensor, so that
+    tensors compete however they are scaled (where a normalisation was folded into a convolution, that says nothing).
+    ``scope``: one threshold for all tensors together, or one for each. ``bernoulli``: probability with which what is below
+    the threshold leaves. ``pattern``: ``"N:M"`` keeps the N largest of every M elements that follow each other along the
+    inputs, instead of a share; what is left over at the end, fewer than M, stays as it is.
 
     Raises:
         OptionError: an option outside its range.
@@ -166,9 +168,11 @@ def unit_scores(values: Array, layout: Layout, choice: Choice) -> Array:
     wide = values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
     magnitude: Array = np.abs(wide).reshape(layout.shape)
     axes = layout.axes(GRANULARITIES[choice.granularity])
+    if choice.normalise == "layer":
+        magnitude = magnitude / (math.sqrt(np.square(magnitude, dtype=np.float64).sum()) or 1.0)
     if choice.granularity == "element":
         return magnitude
-    total = magnitude.sum(axis=axes, dtype=np.float64, keepdims=True)
+    total: Array = magnitude.sum(axis=axes, dtype=np.float64, keepdims=True)
     size = math.prod(layout.shape[axis] for axis in axes)
     return np.asarray(total / max(size, 1) if choice.normalise == "mean" else total)
 

@@ -150,7 +150,7 @@ OPTIONS = {
     "bernoulli is -0.1; it is a probability, 0 <= bernoulli <= 1": {"bernoulli": -0.1},
     "granularity is 'row'; choose element or kernel or filter": {"granularity": "row"},
     "scope is 'uniform'; choose global or layer": {"scope": "uniform"},
-    "normalise is 'max'; choose none or mean": {"normalise": "max"},
+    "normalise is 'max'; choose none or mean or layer": {"normalise": "max"},
     "pattern is '2-4'; give two numbers N:M, as in 2:4": {"pattern": "2-4"},
     "pattern is '4:4', but N of M elements stay, 0 < N < M, as in 2:4": {"pattern": "4:4"},
     "pattern 2:4 is about elements; it can't be had by kernel": {"pattern": "2:4", "granularity": "kernel"},
@@ -287,6 +287,43 @@ class ReferenceModel:
         return self._session.run({"image": image})[0]
 
 
+@pytest.mark.parametrize("criterion", ["activation", "relative"])
+def test_activations_decide(criterion: str) -> None:
+    """Written down once more, for a grouped convolution: (groups 2, outputs 3), inputs 2."""
+    rng = np.random.default_rng(0)
+    held, image = rng.standard_normal((6, 2, 3, 3)).astype(np.float32), rng.standard_normal((20, 4, 5, 5)).astype(np.float32)
+    image *= np.array([1, 10, 0.1, 3], np.float32)[:, None, None]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", c, 5, 5]) for n, c in (("image", 4), ("y", 6))]
+    node = helper.make_node("Conv", ["image", "w"], ["y"], group=2, pads=[1, 1, 1, 1])
+    graph = helper.make_graph([node], "net", ports[:1], ports[1:], [numpy_helper.from_array(held, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    result = onnxprune.sparsify(model, 0.5, criterion=criterion, data={"image": image})
+    size = np.sqrt(np.square(image, dtype=np.float64).mean(axis=(0, 2, 3))).reshape(2, 1, 2, 1, 1)
+    scores = np.abs(held.astype(np.float64)).reshape(2, 3, 2, 3, 3)
+    if criterion == "relative":
+        rows, columns = scores.sum(axis=(2, 3, 4), keepdims=True), scores.sum(axis=(1, 3, 4), keepdims=True)
+        scores = scores / rows + scores / columns
+    scores = (scores * size).reshape(held.shape)
+    assert np.array_equal(stored(result.model)["w"] == 0, scores < np.sort(scores, axis=None)[54])
+    assert not np.array_equal(stored(onnxprune.sparsify(model, 0.5).model)["w"] == 0, stored(result.model)["w"] == 0)
+
+
+def test_scale_of_a_layer_does_not_matter() -> None:
+    weights, scaled = filters(), filters()
+    scaled["three"] = scaled["three"] * 100
+    same = [masks(w, 0.5, normalise="layer") for w in (weights, scaled)]
+    assert all(np.array_equal(same[0][name], same[1][name]) for name in weights)
+    assert not np.array_equal(masks(weights, 0.5)["three"], masks(scaled, 0.5)["three"])
+
+
+def test_recurrent_state_can_t_be_read() -> None:
+    result = onnxprune.sparsify(lstm(), 0.5, criterion="activation", data={"image": np.ones((4, 4, 5), np.float32)})
+    assert [row.tensor for row in result.report.layers] == ["w"]
+    assert (
+        result.report.left[0].reason == "multiplied with what can't be read from outside, which activation needs; take magnitude"
+    )
+
+
 def test_labels_may_be_missing() -> None:
     report = onnxprune.sparsify(net(), 0.5, criterion="taylor", data={"image": samples()["image"]}).report
     assert "the data have no labels: the loss is that of the classes which the model itself predicts" in report.warnings
@@ -405,8 +442,8 @@ def test_integers_have_their_zero_point(tmp_path: Path) -> None:
         onnxprune.sparsify(source, 0.5, criterion="taylor")
 
 
-def test_recurrent_weights() -> None:
-    """The filters of a unit are its rows of all gates."""
+def lstm() -> ModelProto:
+    """Three units."""
     rng = np.random.default_rng(0)
     tensors = {"w": rng.standard_normal((1, 12, 5)), "r": rng.standard_normal((1, 12, 3)), "b": rng.standard_normal((1, 24))}
     node = helper.make_node("LSTM", ["image", "w", "r", "b"], ["y"], hidden_size=3)
@@ -414,13 +451,17 @@ def test_recurrent_weights() -> None:
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 1, "n", 3])]
     held = [numpy_helper.from_array(values.astype(np.float32), name) for name, values in tensors.items()]
     graph = helper.make_graph([node], "net", ports, outputs, held)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    after = stored(onnxprune.sparsify(model, 0.4, granularity="filter", scope="layer").model)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_recurrent_weights() -> None:
+    """The filters of a unit are its rows of all gates."""
+    before, after = stored(lstm()), stored(onnxprune.sparsify(lstm(), 0.4, granularity="filter", scope="layer").model)
     for name in ("w", "r"):
         zero = (after[name].reshape(4, 3, -1) == 0).all(axis=(0, 2))
-        sums = np.abs(tensors[name]).reshape(4, 3, -1).sum(axis=(0, 2))
+        sums = np.abs(before[name]).reshape(4, 3, -1).sum(axis=(0, 2))
         assert zero.tolist() == (sums < np.sort(sums)[1]).tolist()
-    assert np.array_equal(after["b"], tensors["b"].astype(np.float32))
+    assert np.array_equal(after["b"], before["b"])
 
 
 def test_nothing_to_sparsify() -> None:
@@ -447,11 +488,11 @@ CALLS: dict[str, tuple[dict[str, Any], type[OnnxpruneError], str]] = {
         "how much leaves is said by either --sparsity or --pattern; give one of them",
     ),
     "pattern": ({"pattern": "2/4"}, OptionError, "pattern is '2/4'; give two numbers N:M, as in 2:4"),
-    "no data": ({"sparsity": 0.5, "criterion": "taylor"}, UsageError, "criterion taylor needs the loss on samples; give --data"),
+    "no data": ({"sparsity": 0.5, "criterion": "taylor"}, UsageError, "criterion taylor is measured on samples; give --data"),
     "criterion": (
         {"sparsity": 0.5, "criterion": "l1"},
         UsageError,
-        "criterion 'l1' does not exist; choose one of magnitude, taylor, gradient",
+        "criterion 'l1' does not exist; choose one of magnitude, activation, relative, taylor, gradient",
     ),
     "store": ({"sparsity": 0.5, "store": "zip"}, OptionError, "store is 'zip'; choose dense or sparse or compressed"),
     "layers": ({"sparsity": 0.5, "layers": "lstm"}, OptionError, "layers is 'lstm'; choose all or conv or dense"),

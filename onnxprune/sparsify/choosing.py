@@ -13,11 +13,15 @@ from onnxprune.filters import Filter, find_filters
 from onnxprune.flow import flow, matching
 from onnxprune.graph import Graph
 from onnxprune.shapes import Shapes
+from onnxprune.sparsify.activations import channels, is_readable, root_mean_squares
 from onnxprune.sparsify.record import Left
 from onnxprune.sparsify.slopes import slopes
 from onnxprune.weights import PARAMETERS, QUANTISED, Array
 
-CRITERIA = ("magnitude", "taylor", "gradient")
+CRITERIA = ("magnitude", "activation", "relative", "taylor", "gradient")
+FROM_ACTIVATIONS = ("activation", "relative")
+"""Criteria that need samples, but no labels and no derivatives."""
+
 LAYERS = ("all", "conv", "dense")
 
 
@@ -31,7 +35,7 @@ def check(criterion: str, layers: str, data: object) -> None:
     if criterion not in CRITERIA:
         raise UsageError(f"criterion {criterion!r} does not exist; choose one of {', '.join(CRITERIA)}")
     if criterion != "magnitude" and data is None:
-        raise UsageError(f"criterion {criterion} needs the loss on samples; give --data")
+        raise UsageError(f"criterion {criterion} is measured on samples; give --data")
     if layers not in LAYERS:
         raise OptionError(f"layers is {layers!r}; choose {' or '.join(LAYERS)}")
 
@@ -58,7 +62,9 @@ def choose(
             reasons[f.tensor] = named.get(f.tensor) or named[f.node.name]
         elif layers not in ("all", kind):
             reasons[f.tensor] = f"only {layers} layers were asked for"
-        elif criterion != "magnitude" and graph.weights.elem_type(f.tensor) in QUANTISED:
+        elif criterion in FROM_ACTIVATIONS and not is_readable(graph, f):
+            reasons[f.tensor] = f"multiplied with what can't be read from outside, which {criterion} needs; take magnitude"
+        elif criterion in ("taylor", "gradient") and graph.weights.elem_type(f.tensor) in QUANTISED:
             reasons[f.tensor] = f"stored as integers, by which {criterion} can't differentiate; take magnitude"
         else:
             chosen[f.tensor] = f
@@ -89,28 +95,46 @@ def _why(graph: Graph, name: str) -> str:
 class Worth(Mapping[str, Array]):
     """By stored tensor, numbers whose magnitude says what each element is worth; made when they are asked for.
 
-    ``"magnitude"``: w. ``"taylor"``: w dL/dw, the first-order change of the loss L if w becomes zero. ``"gradient"``: dL/dw.
+    ``"magnitude"``: w. ``"activation"``: w times the root mean square of the activations that it is multiplied with (Wanda,
+    arXiv:2306.11695). ``"relative"``: the same for the share that |w| has in the sum of its output's weights, plus that in
+    the sum of its input's (RIA, Zhang et al., ICLR 2024, which takes the root of the activations' size; their size itself does
+    better here). ``"taylor"``: w dL/dw, the first-order change of the loss L if w becomes zero. ``"gradient"``: dL/dw.
     """
 
     def __init__(self, graph: Graph, shapes: Shapes, filters: Mapping[str, Filter], criterion: str, data: Dataset | None) -> None:
         self._graph, self._filters, self._criterion = graph, filters, criterion
-        wanted = data is not None and criterion != "magnitude" and filters
-        self._slopes = slopes(graph, shapes, data, list(filters)) if wanted and data is not None else {}
+        self._known: Mapping[str, Array] = {}
+        if data is not None and filters and criterion != "magnitude":
+            forward = criterion in FROM_ACTIVATIONS
+            self._known = root_mean_squares(graph, filters, data) if forward else slopes(graph, shapes, data, list(filters))
 
     def __getitem__(self, name: str) -> Array:
         found = self._filters[name]
         if self._criterion == "magnitude":
             return found.read(self._graph)
-        slope = self._slopes[name]
+        known = self._known[name]
+        if self._criterion in FROM_ACTIVATIONS:
+            values = found.read(self._graph).astype(np.float32).reshape(found.layout.shape)
+            return np.asarray((_shares(values, found) if self._criterion == "relative" else values) * known)
         if self._criterion == "taylor":
-            slope = slope * self._graph.weights.read(name).astype(slope.dtype)
-        return found.arranged(slope)
+            known = known * self._graph.weights.read(name).astype(known.dtype)
+        return found.arranged(known)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._filters)
 
     def __len__(self) -> int:
         return len(self._filters)
+
+
+def _shares(values: Array, found: Filter) -> Array:
+    """The share of each weight in what reaches its output, plus that in what leaves its input."""
+    magnitude = np.abs(values)
+    inputs = channels(found.inputs, found.letters) if found.inputs is not None else ()
+    to_output = tuple(a for a, role in enumerate(found.layout.roles) if role != "o")
+    from_input = tuple(a for a, letter in enumerate(found.letters) if letter not in inputs)
+    sums = (magnitude.sum(axis=axes, keepdims=True, dtype=np.float64) for axes in (to_output, from_input))
+    return np.asarray(sum(magnitude / np.where(total > 0, total, 1) for total in sums))
 
 
 def zeros(values: Array, zero: Array | int) -> int:

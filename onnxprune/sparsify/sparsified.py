@@ -135,12 +135,14 @@ def sparsify(
         model: path of an ONNX file, or a proto (which is not changed). A sparse model whose sidecar lies beside it hands
             that on, so that the result can be restored to the first dense model.
         sparsity, granularity, scope, bernoulli, normalise, pattern: as in :class:`~onnxprune.masks.Choice`.
-        criterion: what makes a weight w important: ``"magnitude"`` |w|, ``"taylor"`` |w dL/dw|, ``"gradient"`` |dL/dw|, with
-            the mean cross-entropy L on the data.
+        criterion: what makes a weight w important: ``"magnitude"`` |w|; ``"activation"`` |w| times the root mean square of
+            what it is multiplied with; ``"relative"``: the same for its share among the weights of its output and of its
+            input; ``"taylor"`` |w dL/dw| and ``"gradient"`` |dL/dw|, with the mean cross-entropy L on the data.
         layers: ``"conv"``: only weights with positions, as DWP; ``"dense"``: only the others; ``"all"``.
         freeze: shell-style patterns of node or tensor names to leave alone.
-        data: an ``.npz`` path or arrays by input name, which ``taylor`` and ``gradient`` need; without labels the class that
-            the model itself predicts counts. Both models are compared on them.
+        data: an ``.npz`` path or arrays by input name, which all criteria but ``magnitude`` need; without labels ``taylor`` and
+            ``gradient`` take the class that the model itself predicts. Both models are compared on
+            them; on others, :func:`onnxprune.compare` does that.
         seed: for ``bernoulli``, and for random inputs.
         store: ``"dense"``; ``"sparse"``: as sparse initializers where that is smaller; ``"compressed"``: as gzip does.
         sidecar: of the model, where it is not beside it.
@@ -295,8 +297,10 @@ def _remarks(found: Sparsification, made: _Made, dataset: Dataset | None) -> Ite
     empty = [row.node for row in found.layers if row.zeros[1] == row.weights > row.zeros[0]]
     if empty:
         yield f"nothing is left of the weights of {len(empty)} layers: {', '.join(empty[:4])}{' ...' if empty[4:] else ''}"
-    if found.options["criterion"] != "magnitude" and dataset is not None and dataset.labels is None:
+    if found.options["criterion"] in ("taylor", "gradient") and dataset is not None and dataset.labels is None:
         yield "the data have no labels: the loss is that of the classes which the model itself predicts"
+    if found.options["criterion"] != "magnitude":
+        yield "the samples that chose the weights also measured the result; compare the models on others, too"
     if found.options["store"] == "sparse":
         yield f"{made.sparse} tensors are smaller as sparse initializers (onnxruntime makes them dense when it loads the model)"
     if found.options["store"] == "compressed":
