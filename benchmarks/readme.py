@@ -29,22 +29,7 @@ SHOWN = [
 
 def blocks() -> dict[str, str]:
     """The text of every generated block."""
-    results = {
-        name: json.loads((HERE / f"{name}.json").read_text())
-        for name in (
-            "coverage",
-            "latency",
-            "speed",
-            "huge",
-            "quantize",
-            "paoding",
-            "impact",
-            "robustness",
-            "fair",
-            "finetune",
-            "mic",
-        )
-    }
+    results = {path.stem: json.loads(path.read_text()) for path in HERE.glob("*.json")}
     return {
         "operators": table(),
         "coverage": _coverage(results["coverage"]),
@@ -63,32 +48,29 @@ def blocks() -> dict[str, str]:
 
 
 def _fair(results: dict[str, Any]) -> str:
-    """The VGG level by level, and others' models at one level by three criteria."""
+    """The VGG level by level, and others' models at the same counts by three criteria."""
     vgg = results["vgg"]
-    lines = [
-        "| ToD level | parameters left | MACs left | accuracy, original | pruned | least squares |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for name, plain in vgg["levels"].items():
-        level, mode = name.split()
-        if mode == "none":
-            fitted = vgg["levels"][f"{level} least-squares"]
+    lines = ["| ToD level, removal ranking | parameters left | MACs left | accuracy, original | pruned | least squares |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for name, both in vgg.items():
+        if not name.startswith("seconds"):
+            plain, fitted = both["none"], both["least-squares"]
             values = (plain["accuracy_before"], plain["accuracy_after"], fitted["accuracy_after"])
-            lines.append(f"| {level} | {plain['parameters']:.3f} | {plain['macs']:.3f} | " + _percent(values))
-    theirs, ours = results["network-pruner 2.16, processor seconds"], vgg["seconds"]["processor, whole run"]
+            lines.append(f"| {name} | {plain['parameters']:.3f} | {plain['macs']:.3f} | " + _percent(values))
+    theirs, ours = results["network-pruner 2.16, processor seconds"], vgg["seconds, own"]["processor, whole run"]
     lines += [
         "",
         f"Measuring takes {ours:.1f} CPU seconds, import and proof included; network-pruner 2.16 takes {theirs:.1f}.",
         "",
     ]
-    lines += [
-        "| network | parameters left | accuracy | wasserstein | reconstruction | l1 | with least squares: the same three | | |"
-    ]
+    lines += ["| network, ToD level | parameters left | accuracy | wasserstein | reconstruction | l1 | with least squares | | |"]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for name, found in results["models"].items():
-        rows = [found[f"{c} {mode}"] for mode in ("none", "least-squares") for c in ("wasserstein", "reconstruction", "l1")]
-        values = (rows[0]["accuracy_before"], *(r["accuracy_after"] for r in rows))
-        lines.append(f"| {name} | {rows[0]['parameters']:.3f} | " + _percent(values))
+        for level in (key for key, value in found.items() if isinstance(value, dict)):
+            modes = ("none", "least-squares")
+            rows = [found[level][f"{c} {mode}"] for mode in modes for c in ("wasserstein", "reconstruction", "l1")]
+            values = (rows[0]["accuracy_before"], *(r["accuracy_after"] for r in rows))
+            lines.append(f"| {name}, {level} | {rows[0]['parameters']:.3f} | " + _percent(values))
     return "\n".join(lines)
 
 

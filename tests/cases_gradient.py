@@ -34,11 +34,12 @@ class Case:
         return f"{self.op}{self.opset}-{'_'.join(shown)}{options}".replace(" ", "")
 
     def model(self, dynamic: bool = False) -> onnx.ModelProto:
+        """``dynamic``: the first axis of the first operand is open."""
         names = ["" if o is None else f"x{k}" for k, o in enumerate(self.operands)]
         outputs = ["y", *(f"y{k}" for k in range(1, self.outputs))]
         node = helper.make_node(self.op, names, outputs, "it", **self.attributes)
         inputs = [
-            helper.make_tensor_value_info(n, TensorProto.DOUBLE, ("N", *o[1:]) if dynamic else o)
+            helper.make_tensor_value_info(n, TensorProto.DOUBLE, ("N", *o[1:]) if dynamic and n == "x0" and o else o)
             for n, o in zip(names, self.operands, strict=True)
             if isinstance(o, tuple)
         ]
@@ -49,11 +50,8 @@ class Case:
             declared.shape.CopyFrom(inputs[0].type.tensor_type.shape)
         return model
 
-    def feeds(self, rng: np.random.Generator, batch: int | None = None) -> Arrays:
-        def shape(o: tuple[int, ...]) -> tuple[int, ...]:
-            return o if batch is None else (batch, *o[1:])
-
-        return {f"x{k}": rng.uniform(self.low, self.high, shape(o)) for k, o in enumerate(self.operands) if isinstance(o, tuple)}
+    def feeds(self, rng: np.random.Generator) -> Arrays:
+        return {f"x{k}": rng.uniform(self.low, self.high, o) for k, o in enumerate(self.operands) if isinstance(o, tuple)}
 
 
 def wrap(nodes: list[Any], inputs: list[Any], outputs: list[str], stored: list[Any], opset: int) -> onnx.ModelProto:
@@ -219,7 +217,7 @@ CASES = [
     c("LpPool", (1, 2, 5, 4), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1], p=3, opset=18),
     c("LpPool", (1, 2, 6), kernel_shape=[3], p=1, opset=18), c("LpPool", (2, 2, 4, 4), kernel_shape=[2, 2], opset=11),
     c("GlobalLpPool", (2, 3, 4, 5)), c("GlobalLpPool", (2, 3, 4), p=3), c("GlobalLpPool", (2, 3, 4), p=1),
-    *(c("MaxPool", (2, 2, 7, 6), kernel_shape=[3, 2], strides=[3, 2], opset=o) for o in (7, 9, 10, 13)),
+    *(c("MaxPool", (2, 2, 7, 6), kernel_shape=[3, 2], strides=[3, 2], opset=o) for o in (7, 9, 10, 11, 13)),
     c("MaxPool", (2, 2, 7), kernel_shape=[2], strides=[2]),
     c("MaxPool", (1, 2, 4, 4, 3), kernel_shape=[2, 2, 1], strides=[2, 2, 1]),
     c("AveragePool", (2, 2, 7, 6), kernel_shape=[3, 2], strides=[3, 2]),
@@ -270,6 +268,8 @@ CASES = [
     c("Resize", (1, 1, 4, 4), None, n(2, 2), axes=[2, 3], opset=18),
     c("Resize", (1, 1, 6, 4), None, n(0.5, 0.5), axes=[2, 3], opset=18, mode="linear", antialias=1),
     c("Resize", (1, 2, 3, 4), n(1, 1, 2, 2), opset=10), c("Upsample", (1, 2, 3, 4), n(1, 1, 2, 2), opset=9),
+    c("Resize", (1, 2, 3, 4), n(), n(), i(1, 2, 5, 6), opset=11, mode="linear"),
+    c("Resize", (1, 2, 3, 4), n(), n(1, 1, 2, 2), opset=11),
     c("Upsample", (1, 2, 3, 4), opset=7, scales=[1.0, 1.0, 2.0, 3.0], mode="nearest"),
     # by definition
     c("Attention", (2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3), opset=23), c("Attention", (1, 3, 8), (1, 3, 8), (1, 3, 8), opset=23,

@@ -19,7 +19,7 @@ import onnxprune
 from onnxprune import DataError, OptionError, Sampler, UsageError
 from onnxprune import data as datasets
 from onnxprune.allocation import difference, tolerated
-from onnxprune.channels import analyse
+from onnxprune.channels import analyse, chosen
 from onnxprune.cli import app
 from onnxprune.graph import load
 from onnxprune.importance import Reconstruction, Scene, ScoreTable, Wasserstein, reconstruction, wasserstein
@@ -540,6 +540,14 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         onnxprune.prune(net(), plan=onnxprune.prune(net()).plan).scores()
     with pytest.raises(UsageError, match="there are no scores yet"):
         Sampler().score_table()
+
+
+def test_a_group_s_own_name_counts_before_other_patterns() -> None:
+    """Also where another pattern that comes first is the name of a layer that makes its channels."""
+    coupling = analyse(load(residual()))
+    assert [group.name for group in coupling.groups] == ["conv0"]
+    assert chosen(coupling, {"conv1": 0.1, "*": 0.2, "conv0": 0.3}, "--ratios") == [0.3]
+    assert chosen(coupling, {"conv1": 0.1, "*": 0.2}, "--ratios") == [0.1]
 
 
 # command line ----------------------------------------------------------------------------------------------------------

@@ -98,14 +98,22 @@ def test_a_step_is_gradient_descent(kind: str) -> None:
 
 def test_parts_of_a_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for workers, parts in ((1, [48]), (2, [24, 24]), (8, [16, 16, 16])):
-        monkeypatch.setattr(training_model, "WORKERS", workers)
+    for count, parts in ((1, [48]), (2, [24, 24]), (4, [16, 16, 16])):
+        monkeypatch.setattr(training_model, "PARTS", count)
         assert [len(rows) for rows in training_model.portions(48, None)] == parts
         found.append(finetune(MLP, DATA, original=TEACHER, epochs=3, batch=48, learning_rate=0.01, validation=0.0))
     for other in found[1:]:
         for name, values in stored(found[0].model).items():
             assert np.allclose(values, stored(other.model)[name], atol=1e-5), name
     assert [rows.tolist() for rows in training_model.portions(5, 2)] == [[0, 1], [2, 3], [4, 4]]
+
+
+def test_the_number_of_processors_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for workers in (1, 2):
+        monkeypatch.setattr(training_model, "WORKERS", workers)
+        found.append(finetune(MLP, DATA, epochs=2, batch=48, validation=0.0).model)
+    assert found[0] == found[1]
 
 
 def test_probabilities_are_distilled_like_logits() -> None:

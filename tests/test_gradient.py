@@ -122,18 +122,34 @@ def retyped(model: onnx.ModelProto, old: int, new: int) -> onnx.ModelProto:
 
 
 # which ONNX, or onnxruntime, has in single precision alone
+# whose results' sizes don't follow from the operand's when these are open
+TELLS = {"Compress", "Split", "Squeeze"}
 SINGLE_ALONE = {"Celu", "MeanVarianceNormalization", "RotaryEmbedding"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rules(case: Case) -> None:
-    """In double precision against differences to 1e-6; in onnxruntime, optimised, in single precision to what that has."""
+    """In double precision against differences to 1e-6; in onnxruntime, optimised, in single precision to what that has.
+
+    Where the first axis is open, the gradient is the same, or there is none.
+    """
     rng, model = np.random.default_rng(1), case.model()
     wide = [] if case.op in SINGLE_ALONE else [(model, runner, np.dtype(np.float64))]
     narrow = (retyped(model, TensorProto.DOUBLE, TensorProto.FLOAT), onnxruntime, np.dtype(np.float32))
-    *double, single = errors(model, case.feeds(rng), rng, [*wide, narrow])
-    assert max(double, default=0) < TOLERANCE
-    assert single < SINGLE
+    opened = retyped(case.model(dynamic=True), TensorProto.DOUBLE, TensorProto.FLOAT)
+    open_ = [(opened, onnxruntime, np.dtype(np.float32))] if case.op not in TELLS and differentiable(opened) else []
+    found = errors(model, case.feeds(rng), rng, [*wide, narrow, *open_])
+    assert max(found[: len(wide)], default=0) < TOLERANCE
+    assert max(found) < SINGLE
+
+
+def differentiable(model: onnx.ModelProto) -> bool:
+    """Whether there is a gradient, if the model can run at other sizes at all."""
+    try:
+        graph = load(model)
+        return backward(graph, infer(graph), "y").model is not None
+    except ModelError:
+        return False
 
 
 def test_every_rule_has_a_case() -> None:
@@ -171,6 +187,43 @@ def test_the_name_that_onnxruntime_gives_rms_normalization() -> None:
         results.append(onnxruntime(found)(["grad__x0", "grad__x1"], {n: v.astype(np.float32) for n, v in feeds.items()}))
         rng = np.random.default_rng(1)
     assert all(error(*pair) < SINGLE for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("op", ["Conv", "MaxPool", "Softmax", "LayerNormalization", "Reshape", "Slice", "Gather", "Attention"])
+def test_an_open_first_axis_is_no_hindrance(op: str) -> None:
+    """So that the check above has something to check."""
+    assert any(differentiable(case.model(dynamic=True)) for case in CASES if case.op == op)
+
+
+@pytest.mark.parametrize("opset", [7, 12, 17])
+@pytest.mark.parametrize(
+    "attributes",
+    [{"kernel_shape": [2, 2], "strides": [2, 2]}, {"kernel_shape": [3, 2], "pads": [1, 0, 0, 0]}],
+    ids=["apart", "over"],
+)
+def test_the_first_of_equal_elements_has_the_gradient(opset: int, attributes: dict[str, Any]) -> None:
+    """As in torch, whose pooling takes the first in the order in memory."""
+    model = retyped(Case("MaxPool", ((2, 2, 6, 4),), opset, attributes).model(), TensorProto.DOUBLE, TensorProto.FLOAT)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, 2, 6, 4)).astype(np.float32)
+    seed = rng.standard_normal(onnxruntime(model)(["y"], {"x0": x})[0].shape).astype(np.float32)
+    wanted = np.zeros_like(x)
+    kernel, strides, (top, *_) = attributes["kernel_shape"], attributes.get("strides", [1, 1]), attributes.get("pads", [0])
+    for place in np.ndindex(*seed.shape):
+        rows, columns = (
+            np.arange(p * s - b, p * s - b + k) for p, s, k, b in zip(place[2:], strides, kernel, (top, 0), strict=True)
+        )
+        inside = [(*place[:2], r, c) for r in rows for c in columns if r >= 0]
+        wanted[max(inside, key=lambda at: x[at])] += seed[place]
+    assert error(onnxruntime(gradient(model))(["grad__x0"], {"x0": x, "grad__seed": seed})[0], wanted) < SINGLE
+
+
+def test_clipping_is_flat_at_its_bounds() -> None:
+    """As torch's ReLU6 is, and its ReLU."""
+    for node_, opset in ((node("Clip", "x", "y", min=0.0, max=6.0), 7), (node("Relu", "x", "y"), 17)):
+        feeds = {"x": np.array([[-1.0, 0.0, 1.0, 6.0]]), "grad__seed": np.ones((1, 4))}
+        found = runner(gradient(network(node_, shape=(1, 4), opset=opset)))(["grad__x"], feeds)[0]
+        assert found.tolist() == [[0, 0, 1, 0 if node_.op_type == "Clip" else 1]]
 
 
 # whole models ----------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,12 @@ from onnxprune.runtime import Session, tapped
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-WORKERS = min(8, os.cpu_count() or 1)
-"""Parts of a batch that are computed at the same time, each on one thread: small products gain little from several."""
+PARTS = 4
+"""Into how many parts a batch is cut, each computed on one thread, since small products gain little from several. It is the
+same on every machine, so that a seed gives the same model."""
+
+WORKERS = min(PARTS, os.cpu_count() or 1)
+"""Parts that are computed at the same time."""
 
 _PART = 16
 """Samples of a batch that are not worth parting."""
@@ -89,8 +93,8 @@ class Model:
 
 
 def portions(count: int, fixed: int | None) -> list[Rows]:
-    """Numbers of samples that go through a model together: ``fixed`` many, the last repeated, or as suits the workers."""
-    size = fixed or min(BATCH, max(_PART, -(-count // WORKERS)))
+    """Numbers of samples that go through a model together: ``fixed`` many, the last repeated, or a part of them."""
+    size = fixed or min(BATCH, max(_PART, -(-count // PARTS)))
     ends = (start + size if fixed else min(start + size, count) for start in range(0, count, size))
     return [np.minimum(np.arange(start, end), count - 1) for start, end in zip(range(0, count, size), ends, strict=True)]
 

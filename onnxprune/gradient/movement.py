@@ -128,16 +128,31 @@ def _folded(op: Step, g: Name, amounts: Array, mode: str) -> Name:
         if before or after:
             op.require(op.fixed(0)[axis])
             size = op.call.shape(0)[axis]
-            places = np.arange(-before, size + after)
-            turn = max(1, 2 * (size - 1))
-            came = {
-                "edge": places.clip(0, size - 1),
-                "reflect": np.minimum(places % turn, -places % turn),
-                "wrap": places % size,
-            }
-            op.require(mode in came)
-            g = along(op, g, axis, op.call.rank(), chosen(came[mode], size))
+            inside = op.slice(g, [axis], [before], [before + size])
+            left = _border(op, g, axis, np.arange(-before, 0), mode)
+            right = _border(op, g, axis, np.arange(size, size + after), mode)
+            g = op.Sum(inside, *left, *right)
     return g
+
+
+def _border(op: Step, g: Name, axis: int, places: Array, mode: str) -> list[Name]:
+    """What one side's padding, at some ``places`` of the operand's axis, adds to it."""
+    if not len(places):
+        return []
+    rank, size, before = op.call.rank(), op.call.shape(0)[axis], -min(0, int(places[0]))
+    turn = max(1, 2 * (size - 1))
+    came = {
+        "edge": places.clip(0, size - 1),
+        "reflect": np.minimum(places % turn, -places % turn),
+        "wrap": places % size,
+    }
+    op.require(mode in came)
+    low, high = int(came[mode].min()), int(came[mode].max())
+    part = op.slice(g, [axis], [0], [before]) if before else op.slice(g, [axis], [-len(places)], [LAST])
+    summed = along(op, part, axis, rank, chosen(came[mode] - low, high - low + 1))
+    around = np.zeros((2, rank), np.int64)
+    around[:, axis] = low, size - 1 - high
+    return [op.pad(summed, around[0].tolist(), around[1].tolist())]
 
 
 @vjp("Slice")

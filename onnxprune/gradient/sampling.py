@@ -17,6 +17,9 @@ from onnxprune.weights import Array
 _PROBE = 3
 """The size at which an axis is looked at that has none of its own."""
 
+_LARGEST = 1 << 24
+"""So many elements a matrix may have."""
+
 
 @vjp("Resize", "Upsample")
 def resize(op: Step, g: Name, y: Name, x: Name, *how: Name) -> Gradients:
@@ -31,6 +34,7 @@ def resize(op: Step, g: Name, y: Name, x: Name, *how: Name) -> Gradients:
         if scale == 1 or (scale is None and op.keeps(axis)):
             continue
         op.require(fixed or scale is not None)
+        op.require(not fixed or before * after <= _LARGEST)
         size = before if fixed else _PROBE
         matrix = _matrix(op, axis, size, scale if scale is not None else after / before, None if scale else after)
         times = max(1, matrix.shape[1] // size)
@@ -96,10 +100,11 @@ def _node(
         names, feeds, extra = ["x"], {}, [helper.make_attribute("scales", factors.tolist())]
     elif opset < 11:
         names, feeds, extra = ["x", "scales"], {"scales": factors}, []
-    elif sizes is None:
-        names, feeds, extra = ["x", "", "scales"], {"scales": factors}, []
     else:
-        names, feeds, extra = ["x", "", "", "sizes"], {"sizes": sizes}, []
+        given, extra = {"scales": factors} if sizes is None else {"sizes": sizes}, []
+        if opset < 13:  # regions and scales may be empty, but not left out
+            given = {"roi": np.zeros(0, np.float32), "scales": np.zeros(0, np.float32), **given}
+        names, feeds = ["x", *(n if n in given else "" for n in ("roi", "scales", "sizes"))], given
     node = helper.make_node(op.call.node.op, names, ["y"])
     node.attribute.extend([*attributes.values(), *extra])
     return node, dict(feeds)

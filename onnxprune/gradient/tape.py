@@ -287,7 +287,8 @@ class Step:
             op = self.Upsample if self.tape.opset < 10 else self.Resize
             return op(value, self.stored(scales), mode="nearest")
         how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return self.Resize(value, "", self.stored(scales), mode="nearest", **how)
+        region = self.stored(np.zeros(0, np.float32)) if self.tape.opset < 13 else ""
+        return self.Resize(value, region, self.stored(scales), mode="nearest", **how)
 
     def unbroadcast(self, value: Name, operand: int, shape: Shape | None = None, fixed: BoolArray | None = None) -> Name:
         """Sum over the axes along which an operand was repeated, so that the result has its shape.

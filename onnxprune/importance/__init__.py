@@ -27,9 +27,10 @@ from onnxprune.importance.paoding import MODES, Paoding
 from onnxprune.importance.reconstruction import Reconstruction
 from onnxprune.importance.saliency import Saliency
 from onnxprune.importance.saved import Saved, ScoreTable
-from onnxprune.importance.scene import Scene, Units
+from onnxprune.importance.scene import Scene
 from onnxprune.importance.stochastic import Stochastic
 from onnxprune.importance.taylor import Taylor
+from onnxprune.importance.units import Units
 from onnxprune.importance.wasserstein import Wasserstein
 from onnxprune.weights import Weights
 

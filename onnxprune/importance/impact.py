@@ -8,8 +8,9 @@ from onnxprune.allocation import Scores, lowest
 from onnxprune.bounds import Interval
 from onnxprune.importance.pairs import Pairs
 from onnxprune.importance.saliency import Saliency
-from onnxprune.importance.scene import Scene, Units
+from onnxprune.importance.scene import Scene
 from onnxprune.importance.spread import Spread
+from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.weights import Array
 

@@ -29,7 +29,8 @@ from onnxprune.importance.impact import evenness
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Pairs
 from onnxprune.importance.saliency import Saliency, saliency
-from onnxprune.importance.scene import Scene, Units
+from onnxprune.importance.scene import Scene
+from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.runtime import Kernels
 from onnxprune.structure import Node

@@ -12,7 +12,8 @@ from onnxprune.data import Dataset
 from onnxprune.importance.magnitude import l1
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Cost, Pairs, greedy, nearest
-from onnxprune.importance.scene import Scene, Units
+from onnxprune.importance.scene import Scene
+from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.weights import Array, Weights
 

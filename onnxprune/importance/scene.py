@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +15,7 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
 from onnxprune.importance.calibration import Calibration
 from onnxprune.importance.synthetic import Feeds, synthetic
+from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.lossless import Handover, Left, Slot, Sum, all_sums, bias_slot
 from onnxprune.plan import make_plan
@@ -32,21 +32,6 @@ _LINE = (0, 1, -64, 64)
 
 _BEND = np.linspace(-3, 3, 25)
 """Values on which it is tried whether an operator scales with its operand."""
-
-
-@dataclass(frozen=True, eq=False)
-class Units:
-    """Channels as units of a dense layer, a row for each, float32.
-
-    ``incoming``: weights (units, inputs) and ``bias`` (units,), with what scales and shifts each unit before it is bent (a
-    BatchNormalization, say) multiplied in; ``outgoing``: the weights that read them (units, outputs). ``scales``: whether
-    twice a unit's sum gives twice its value, as with ReLU.
-    """
-
-    incoming: Array
-    bias: Array
-    outgoing: Array
-    scales: bool
 
 
 class Scene:
