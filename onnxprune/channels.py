@@ -182,7 +182,7 @@ def chosen(coupling: Coupling, table: Mapping[str, T], option: str) -> list[T | 
     """What a table from patterns to values says of each group; None where it says nothing.
 
     A pattern (shell-style, or a name as it is) stands for the groups of which it matches the name, a node that
-    makes their channels, or a tensor that it does so with. The first that matches a group counts.
+    makes their channels, or a tensor that it does so with. A group's own name counts before all, else the first that matches.
 
     Raises:
         UsageError: a pattern matches no group.
@@ -195,7 +195,8 @@ def chosen(coupling: Coupling, table: Mapping[str, T], option: str) -> list[T | 
         known = {name, *nodes, *(site.tensor for site in makers)}
         hits = [p for p in table if p in known or any(fnmatchcase(n, p) for n in known)]
         used.update(hits)
-        found.append(table[hits[0]] if hits else None)
+        own = [name] if name in table else hits
+        found.append(table[own[0]] if own else None)
     for pattern in table:
         if pattern not in used:
             raise UsageError(f"{option}: {pattern!r} matches no channel group; `onnxprune inspect` lists them")

@@ -74,7 +74,7 @@ class Family:
         for key in ("parameters", "bytes", "latency_ms"):
             curves[key.removesuffix("_ms")] = [row[key] / max(rows[0][key], 1e-12) for row in rows]
         shares = [row["macs"] / max(rows[0]["macs"], 1) for row in rows]
-        draw_shares(shares, curves, path, title=title, label="MACs left, %")
+        draw_shares(shares, curves, path, title=title, what="MACs left")
 
     def __str__(self) -> str:
         first = self.rows[0]

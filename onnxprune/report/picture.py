@@ -88,12 +88,12 @@ def draw_shares(
     path: str | Path,
     *,
     title: str,
-    label: str = "channels to remove, %",
+    what: str = "channels to remove",
 ) -> None:
-    """Draw some quantities, each a share of something, over another, which ``label`` names, all in percent.
+    """Draw some quantities, each a share of something, over another share, as of channels that were to be removed, in percent.
 
     Args:
-        shares: from 0 to 1. curves: by name, for each of them, None where it was not measured.
+        shares: from 0 to 1, of ``what``. curves: by name, for each of them, None where it was not measured.
         path: a ``.png`` or ``.svg`` file.
 
     Raises:
@@ -104,7 +104,7 @@ def draw_shares(
 
     colors = {n: colormaps["viridis"](k / max(1, len(curves) - 1)) for k, n in enumerate(curves)}
     lines = [_Curve(name, tuple(values), 1.0, colors[name], "-") for name, values in curves.items()]
-    _save([100 * s for s in shares], lines, path, title, (label, "percent"))
+    _save([100 * s for s in shares], lines, path, title, (f"{what}, %", "percent"))
 
 
 def _save(x: list[float], curves: Sequence[_Curve], path: str | Path, title: str, axis_labels: tuple[str, str]) -> None:
