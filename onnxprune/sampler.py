@@ -172,8 +172,7 @@ class Sampler:
         scene = self._scene(standing, data)
         groups = [scene.group(n) for n in range(len(standing.coupling.groups))]
         scores = [self._rank(scene, n, data) for n in range(len(groups))]
-        criterion = self._criterion
-        curves = [criterion.curve(scene, n) if isinstance(criterion, Curved) else summed(s) for n, s in enumerate(scores)]
+        curves = [self._curve(scene, n, values) for n, values in enumerate(scores)]
         orders = [group.roots[lowest(values, group.size)] for group, values in zip(groups, scores, strict=True)]
         sizes = zip(groups, standing.sizes, strict=True)
         allowed = [removable(group, size, self.limits, target.max_ratio) for group, size in sizes]
@@ -277,6 +276,13 @@ class Sampler:
         criterion = self._criterion if criterion is None else criterion
         found = criterion.rank(scene, number) if isinstance(criterion, Nominator) else None
         return criterion(scene.group(number), scene.weights, data) if found is None else found
+
+    def _curve(self, scene: Scene, number: int, scores: Scores) -> Scores:
+        """The error once ever more of a group's channels have left."""
+        if isinstance(self._criterion, Curved):
+            return self._criterion.curve(scene, number)
+        makers = {member.site.tensor for member in scene.group(number).producers(scene.weights)}
+        return summed(scores, max(1, len(makers)))
 
     def _choose(self, scene: Scene, number: int, count: int, data: Dataset | None) -> Pairs:
         if self.limits.scope == "tod":  # whose counts are of the lowest scores

@@ -23,7 +23,7 @@ from onnxprune.data import Dataset
 from onnxprune.fit import removable
 from onnxprune.footprint import KINDS, Footprint
 from onnxprune.graph import Graph, load
-from onnxprune.importance import Scene
+from onnxprune.importance import Scene, summed
 from onnxprune.knapsack import Knapsack
 from onnxprune.plan import removed_by
 from onnxprune.shapes import infer
@@ -275,6 +275,12 @@ def test_criteria_give_curves() -> None:
     first, *others = onnxprune.prune(model, target="macs=0.7", criterion=Steep()).report.groups
     assert first.kept == first.group.size
     assert all(row.kept < row.group.size for row in others)
+
+
+def test_channels_of_many_layers_cost_more() -> None:
+    assert summed(np.array([3.0, 1.0]), 1).tolist() == [0.0, 0.5, 2.0]
+    assert summed(np.array([3.0, 1.0]), 4).tolist() == [0.0, 2.0, 8.0]
+    assert summed(np.zeros(2), 4).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_nominate_takes_targets() -> None:

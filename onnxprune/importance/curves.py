@@ -21,6 +21,9 @@ class Curved(Protocol):
         """
 
 
-def summed(scores: Scores) -> Scores:
-    """The curve that follows from scores: the sum of the lowest, in units of their mean, so that groups compare."""
-    return np.concatenate([[0.0], np.cumsum(np.maximum(comparable(scores), 0.0))])
+def summed(scores: Scores, layers: int) -> Scores:
+    """The curve that follows from scores: the sum of the lowest, in units of their mean, so that groups compare.
+
+    Each of the ``layers`` that make a group's channels loses as much: a channel of a residual stream costs one of every block.
+    """
+    return layers * np.concatenate([[0.0], np.cumsum(np.maximum(comparable(scores), 0.0))])
