@@ -43,8 +43,26 @@ def blocks() -> dict[str, str]:
         "fair": _fair(results["fair"]),
         "finetune": _finetune(results["finetune"]),
         "mic": _mic(results["mic"]),
+        "sparsify": _sparsify(results["sparsify"]),
         "robustness": _robustness(results["robustness"]),
+        "gradient": _gradient(results["gradient"]),
     }
+
+
+def _gradient(results: dict[str, Any]) -> str:
+    """Cost and precision model by model; those without a gradient in one line."""
+    rows = {name: row for section in ("lenet", "models") for name, row in results[section].items()}
+    lines = ["| model | batch | by inputs | by weights too | gap to differences, float64 | float32 to float64 |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for name, row in rows.items():
+        if not row["differentiable"]:
+            continue
+        costs = [f"{row[k]:.1f}" if row.get(k) else "" for k in ("input_passes", "inputs_and_weights_passes")]
+        found = [gap for gap in (row["inputs_gap"], row["weights_gap"]) if gap is not None]
+        exact = f"{max(found):.0e} | {row['float32_gap']:.0e}" if "float32_gap" in row else f"{max(found):.0e} (float32) |"
+        lines.append(f"| {name.removesuffix('.onnx')} | {row.get('batch', '')} | {' | '.join(costs)} | {exact} |")
+    rest = "; ".join(f"{name.removesuffix('.onnx')} ({row['why']})" for name, row in rows.items() if not row["differentiable"])
+    return "\n".join([*lines, "", f"Not differentiable: {rest}."])
 
 
 def _fair(results: dict[str, Any]) -> str:
@@ -71,6 +89,32 @@ def _fair(results: dict[str, Any]) -> str:
             rows = [found[level][f"{c} {mode}"] for mode in modes for c in ("wasserstein", "reconstruction", "l1")]
             values = (rows[0]["accuracy_before"], *(r["accuracy_after"] for r in rows))
             lines.append(f"| {name}, {level} | {rows[0]['parameters']:.3f} | " + _percent(values))
+    return "\n".join(lines)
+
+
+def _sparsify(results: dict[str, Any]) -> str:
+    """Accuracy by score and share, of both networks at the shares that both have."""
+    (first, rows), *others = results["accuracy"].items()
+    shown = [(g, share) for g in ("element", "kernel", "filter") for share in rows[g]["magnitude"]]
+    lines = [f"| {first} ({100 * rows['original']:.1f} %) | " + " | ".join(f"{g}s {s}" for g, s in shown)]
+    heads = [(name, more, g, s) for name, more in others for g in ("element", "kernel") for s in more[g]["magnitude"]]
+    lines[0] += "".join(f" | {name} ({100 * more['original']:.1f} %): {g}s {s}" for name, more, g, s in heads) + " |"
+    lines.append("|---|" + "--:|" * (len(shown) + len(heads)))
+    for way in rows["kernel"]:
+        places = [(rows, g, s) for g, s in shown] + [(more, g, s) for _, more, g, s in heads]
+        cells = [f"{100 * r[g][way][s]['accuracy']:.1f}" if way in r[g] else "" for r, g, s in places]
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    stored = next(iter(results["store"].values()))
+    said = [f"{r['store']} {r['bytes']['after'] / r['bytes']['before']:.2f}" for r in stored if r["sparsity"] == 0.7]
+    ratios = [r["latency_ms"]["ratio"] for r in stored]
+    back = [row[g].get("restored") for row in results["restore"].values() for g in row]
+    lines += [
+        "",
+        f"At 0.7 the file is {', '.join(said)} of the original's; the latency is {min(ratios):.2f} to {max(ratios):.2f} of it, as "
+        f"measuring goes. Of {len(results['restore'])} models at 0.5 by element, kernel and filter, "
+        f"{back.count('file')} of {len(back)} sparse files came back byte for byte; {back.count(None)} were refused as the "
+        "model itself is.",
+    ]
     return "\n".join(lines)
 
 

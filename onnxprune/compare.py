@@ -13,9 +13,9 @@ from onnxprune import data as datasets
 from onnxprune.cost import Cost, cost
 from onnxprune.errors import DataError
 from onnxprune.evaluate import Latency, interleaved, measure
-from onnxprune.files import Source, write_json
+from onnxprune.files import JsonFile, Source
 from onnxprune.graph import Graph, load
-from onnxprune.report import columns, megabytes
+from onnxprune.report import changes, columns, megabytes
 from onnxprune.runtime import random_feeds
 from onnxprune.shapes import infer
 from onnxprune.weights import Array
@@ -24,7 +24,7 @@ SCHEMA = "onnxprune.comparison/1"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(JsonFile):
     """Costs and latencies of the original and the other model, and ``metrics`` where data were given."""
 
     costs: tuple[Cost, Cost]
@@ -39,14 +39,6 @@ class Comparison:
             sides[name] = {**size.to_dict(), "latency_ms": latency}
         return {"schema": SCHEMA, **sides, "metrics": dict(self.metrics)}
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "report")
-
     def __str__(self) -> str:
         (a, b), (s, t) = self.costs, self.latencies
         rows = [
@@ -57,17 +49,7 @@ class Comparison:
             ("latency, median", f"{s.median:.3f} ms", f"{t.median:.3f} ms", _ratio(t.median, s.median)),
             ("latency, quartiles", f"{s.low:.3f}-{s.high:.3f} ms", f"{t.low:.3f}-{t.high:.3f} ms", ""),
         ]
-        if "accuracy" in self.metrics:
-            old, new = self.metrics["accuracy"]
-            rows.append(("accuracy", f"{100 * old:.1f} %", f"{100 * new:.1f} %", f"{100 * (new - old):+.1f} pp"))
-        if "loss" in self.metrics:
-            old, new = self.metrics["loss"]
-            rows.append(("loss", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"))
-        if "agreement" in self.metrics:
-            rows.append(("agreement", "", f"{100 * self.metrics['agreement']:.1f} %", ""))
-        if "relative_error" in self.metrics:
-            rows.append(("relative error", "", f"{self.metrics['relative_error']:.4f}", ""))
-        return columns(rows, right=(1, 2, 3))
+        return columns([*rows, *changes(self.metrics)], right=(1, 2, 3))
 
 
 def compare(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from onnxprune.files import write_json
+from onnxprune.files import JsonFile
 from onnxprune.report import columns
 
 SCHEMA = "onnxprune.evaluation/1"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(JsonFile):
     """What was measured on ``samples``; None where it could not be.
 
     ``accuracy``, ``loss`` (cross-entropy, nats) and ``top_k`` (share by k) need labels. ``robust`` and ``noisy``: how many
@@ -69,14 +68,6 @@ class Evaluation:
             "backward_passes": self.backward_passes,
             "warnings": list(self.warnings),
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "report")
 
     def __str__(self) -> str:
         rows = [("samples", f"{self.samples:,}")]

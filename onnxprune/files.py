@@ -224,6 +224,25 @@ class Scratch:
             raise OutputError(f"folder {str(self.folder.parent)!r} can't be written: {one_line(error)}; make room") from error
 
 
+class JsonFile:
+    """Something that is written as JSON: what :meth:`to_dict` gives. ``WHAT``: what to call it where that fails."""
+
+    __slots__ = ()
+    WHAT = "report"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON. What was there before stays until all of it is written.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
+        write_json(self.to_dict(), path, self.WHAT)
+
+
 def write_json(data: Mapping[str, Any], path: str | Path, what: str) -> None:
     """Write JSON data, as :func:`write` does.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.channels import Coupling, stored_site
 from onnxprune.errors import PlanError
-from onnxprune.files import write_json
+from onnxprune.files import JsonFile
 from onnxprune.flow import Site
 from onnxprune.labels import BoolArray, Fill
 
@@ -94,8 +94,10 @@ class PlanEdit:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(JsonFile):
     """All cut weight axes of a model, which is known by the SHA-256 of its file; ``edits`` come first."""
+
+    WHAT = "plan"
 
     model_sha256: str
     sites: tuple[PlanSite, ...]
@@ -119,14 +121,6 @@ class Plan:
         edits = [{f.name: getattr(e, f.name) for f in fields(e)} | {n: list(getattr(e, n)) for n in lists} for e in self.edits]
         found = {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
         return found | ({"edits": edits} if edits else {})
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "plan")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

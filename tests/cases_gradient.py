@@ -144,6 +144,7 @@ CASES = [
     # normalisation
     *(c("BatchNormalization", (2, 3, 4, 2), w(3), w(3), w(3), w(3, positive=True), opset=o, epsilon=0.01)
       for o in (7, 9, 14, 15)),
+    c("BatchNormalization", (2, 3, 4), (3,), (3,), w(3), w(3, positive=True), opset=9, momentum=0.7),
     c("BatchNormalization", (4, 3), (3,), (3,), w(3), w(3, positive=True)),
     c("BatchNormalization", (2, 3, 4, 2), (3,), (3,), w(3), w(3, positive=True), epsilon=0.01),
     *(c(op, (2, 3, 4), opset=o) for op in ("Softmax", "LogSoftmax") for o in (7, 11, 13, 23)),

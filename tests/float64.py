@@ -138,7 +138,19 @@ class Resize(Upsample):
     """Since the opset in which there are regions."""
 
 
+class BatchNormalization(OpRun):
+    """Before opset 14, as in training."""
+
+    op_domain = ""
+
+    def _run(self, x, scale, bias, mean, variance, epsilon=1e-5, momentum=0.9, **unused):
+        shape = (-1, *[1] * (x.ndim - 2))
+        scale, bias, mean, variance = (v.reshape(shape) for v in (scale, bias, mean, variance))
+        return ((x - mean) / np.sqrt(variance + epsilon) * scale + bias,)
+
+
 def operators(model: onnx.ModelProto) -> list[type[OpRun]]:
     """Those for a model's opset."""
     always = [Erf, ConvTranspose, Gelu, Shrink, Celu, MeanVarianceNormalization, GlobalLpPool, LRN, Upsample, GroupNormalization]
-    return [*always, Resize] if model.opset_import[0].version == 10 else always
+    version = next(o.version for o in model.opset_import if not o.domain)
+    return [*always, *([BatchNormalization] if version < 14 else []), *([Resize] if version == 10 else [])]

@@ -59,6 +59,20 @@ def test_threshold_is_as_documented(granularity: str, share: float, scope: str) 
             assert found[name][index] == (unit >= low), (name, index)
 
 
+@pytest.mark.parametrize("granularity", ["kernel", "element"])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])
+def test_masks_are_those_of_dwp(granularity: str, share: float) -> None:
+    """Stored values, computed with torch by ``tests/reference/dwp.py``."""
+    with np.load(Path(__file__).parent / "reference" / "dwp.npz") as archive:
+        weights = {name.split("/")[1]: archive[name] for name in archive.files if name.startswith("weight/")}
+        expected = {name: np.unpackbits(archive[f"{granularity}/{share}/{name}"]) for name in weights}
+    found = masks(weights, share, granularity=granularity)
+    assert all(np.array_equal(mask.ravel(), expected[name][: mask.size]) for name, mask in found.items())
+    other = masks(weights, share, granularity=granularity, normalise="mean")
+    same = all(np.array_equal(mask.ravel(), expected[name][: mask.size]) for name, mask in other.items())
+    assert same == (granularity == "element")
+
+
 def test_everything_can_leave() -> None:
     """DWP's own threshold is out of range for p = 1."""
     assert not any(mask.any() for mask in masks(filters(), 1.0).values())
@@ -363,6 +377,26 @@ def test_restored_after_several_times(tmp_path: Path, store: str) -> None:
         result.save(last)
     onnxprune.restore(last).save(back)
     assert back.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("field", ["float_data", "int32_data"])
+def test_numbers_go_back_to_their_field(tmp_path: Path, field: str) -> None:
+    """Old exporters write lists of numbers instead of bytes."""
+    model = net()
+    dtype = np.float32 if field == "float_data" else np.float16
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).astype(dtype)
+        if values.dtype.kind == "f":
+            tensor.CopyFrom(helper.make_tensor(tensor.name, kind, values.shape, values.ravel()))
+    for port in (*model.graph.input, *model.graph.output):
+        port.type.tensor_type.elem_type = kind
+    source = written(tmp_path, model)
+    assert len(getattr(model.graph.initializer[0], field))
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    onnxprune.sparsify(source, 0.3).save(once)
+    onnxprune.sparsify(once, 0.6).save(twice)
+    assert onnxprune.restore(twice).identical
 
 
 def test_without_its_sidecar_a_sparse_model_goes_back_to_itself(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxprune.files import Source, save, write_json
+from onnxprune.files import JsonFile, Source, save
 from onnxprune.finetune.trainer import Epoch
 from onnxprune.lazy import LazyModel
 from onnxprune.report import columns
@@ -19,7 +19,7 @@ SCHEMA = "onnxprune.finetuning/1"
 
 
 @dataclass(frozen=True)
-class Finetuning:
+class Finetuning(JsonFile):
     """How training went.
 
     Attributes:
@@ -60,14 +60,6 @@ class Finetuning:
             "elapsed_s": self.seconds,
             "warnings": list(self.warnings),
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "report")
 
     def __str__(self) -> str:
         last, kept = self.epochs[-1].number, "after training" if self.best else "as it was"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
@@ -13,7 +15,7 @@ from onnxprune.gradient.backward import Extended, declared
 from onnxprune.gradient.registry import Gradients, vjp
 from onnxprune.gradient.tape import PREFIX, Name, Step, Unsupported
 from onnxprune.graph import load
-from onnxprune.shapes import infer
+from onnxprune.shapes import Shape, Shapes, infer
 from onnxprune.weights import FLOATS
 
 _DOMAIN = "definition"
@@ -25,11 +27,10 @@ def by_definition(op: Step, gs: Sequence[Name | None], ys: Sequence[Name], *xs: 
 
     The definition is computed again, as its inner tensors are not known from outside.
     """
-    model, ports = _model(op), [f"in{k}" if x else "" for k, x in enumerate(xs)]
+    ports = [f"in{k}" if x else "" for k, x in enumerate(xs)]
     try:
-        graph = load(model)
-        shapes = infer(graph)
-        extended = Extended(graph, shapes)
+        graph = load(_model(op, op.shapes.shapes))
+        extended = Extended(graph, _inner(op, infer(graph)))
         seeds = {f"out{k}": f"{PREFIX}seed{k}" for k, g in enumerate(gs) if g is not None}
         wanted = [k for k in range(len(xs)) if op.wants(k)]
         found = extended.gradients(seeds, {ports[k] for k in wanted})
@@ -45,21 +46,30 @@ def by_definition(op: Step, gs: Sequence[Name | None], ys: Sequence[Name], *xs: 
     return [copied[names[k]] if k in names else op.zeros(x) if op.wants(k) else None for k, x in enumerate(xs)]
 
 
-def _model(op: Step) -> ModelProto:
-    """A model of one call of a function, which is the operator's definition for these types."""
+def _inner(op: Step, first: Shapes) -> Shapes:
+    """What is known of the inner tensors: their sizes at both probes of the outer ones, and which values these don't change."""
+    if op.shapes.fixed is None:
+        return replace(first, dynamic=op.shapes.dynamic)
+    second = infer(load(_model(op, op.shapes.fixed)))
+    static = {}
+    for name, value in first.values.items():
+        other = second.value(name)
+        same = other is not None and other.shape == value.shape
+        static[name] = value == other if same else np.zeros(value.shape, np.bool_)
+    return replace(first, fixed=second.shapes, dynamic=op.shapes.dynamic, static=static)
+
+
+def _model(op: Step, sizes: Mapping[str, Shape]) -> ModelProto:
+    """A model of one call of a function, which is the operator's definition for these types, at some sizes of all tensors."""
     node, shapes = op.call.node, op.shapes
-    given = [name for name in node.inputs if name]
-    op.require(all(shapes.get(name) is not None for name in given))
+    op.require(all(name in sizes for name in node.inputs if name))
     inputs, stored = [], []
     for k, name in enumerate(node.inputs):
         value = op.known(k)
         if value is not None and shapes.elem_types[name] not in FLOATS:
             stored.append(numpy_helper.from_array(value, f"in{k}"))
         elif name:
-            sizes = zip(shapes.shapes[name], shapes.fixed_dims(name), strict=True)
-            inputs.append(
-                declared(f"in{k}", shapes.elem_types[name], [n if f else f"in{k}_{a}" for a, (n, f) in enumerate(sizes)])
-            )
+            inputs.append(declared(f"in{k}", shapes.elem_types[name], sizes[name]))
     call = NodeProto(op_type=node.op, domain=_DOMAIN)
     call.input.extend(f"in{k}" if name else "" for k, name in enumerate(node.inputs))
     call.output.extend(f"out{k}" if name else "" for k, name in enumerate(node.outputs))

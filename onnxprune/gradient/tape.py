@@ -291,7 +291,7 @@ class Step:
         return self.Resize(value, region, self.stored(scales), mode="nearest", **how)
 
     def unbroadcast(self, value: Name, operand: int, shape: Shape | None = None, fixed: BoolArray | None = None) -> Name:
-        """Sum over the axes along which an operand was repeated, so that the result has its shape.
+        """Sum over the axes along which an operand was repeated, so that the result has its shape, if its gradient is read.
 
         Args:
             shape: of ``value``; by default, like ``fixed``, the first result's.
@@ -299,12 +299,14 @@ class Step:
         Raises:
             Unsupported: whether it was repeated depends on the model's inputs.
         """
+        if not self.wants(operand):
+            return value
         shape = self.result if shape is None else shape
         fixed = self.fixed_result() if fixed is None else fixed
         own, own_fixed = self.call.shape(operand), self.fixed(operand)
         more = len(shape) - len(own)
-        sizes = zip(own, own_fixed, shape[more:], strict=True)
-        self.require(all(f or n == m for n, f, m in sizes))
+        other = (self.shapes.fixed or {}).get(self.call.node.inputs[operand], own)
+        self.require(all(n in (k, m) for n, k, m in zip(own, other, shape[more:], strict=True)))
         repeated = [
             more + axis
             for axis, size in enumerate(own)

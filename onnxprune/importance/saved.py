@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.allocation import Scores
 from onnxprune.channels import named
 from onnxprune.errors import DataError
-from onnxprune.files import write_json
+from onnxprune.files import JsonFile
 from onnxprune.importance.measured import Measured
 from onnxprune.importance.scene import Scene
 
@@ -21,11 +21,13 @@ SCHEMA = "onnxprune.scores/1"
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreTable:
+class ScoreTable(JsonFile):
     """Scores of a model's channels, larger = keep: by criterion, and by group as ``inspect`` names them.
 
     ``model_sha256``: of the model's file.
     """
+
+    WHAT = "scores"
 
     model_sha256: str
     scores: Mapping[str, Mapping[str, Scores]]
@@ -35,14 +37,6 @@ class ScoreTable:
         """As JSON data (schema ``onnxprune.scores/1``)."""
         scores = {criterion: {name: v.tolist() for name, v in groups.items()} for criterion, groups in self.scores.items()}
         return {"schema": SCHEMA, "model_sha256": self.model_sha256, "scores": scores}
-
-    def save(self, path: str | Path) -> None:
-        """Write the scores as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "scores")
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:

@@ -14,12 +14,12 @@ from onnx import ModelProto
 from onnxprune.data import Dataset, read
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.evaluate import Latency, accuracy, agreement, interleaved, predict, relative_error
-from onnxprune.files import FILE_LIMIT, Source, save, write_json
+from onnxprune.files import FILE_LIMIT, JsonFile, Source, save
 from onnxprune.graph import load
 from onnxprune.lazy import LazyModel
 from onnxprune.quantize.half import LARGEST, candidates, to_half
 from onnxprune.quantize.integer import needs_reduced_range, to_integer
-from onnxprune.report import columns, megabytes
+from onnxprune.report import changes, columns, megabytes
 from onnxprune.runtime import Feeds, Session, random_feeds, tapped
 from onnxprune.shapes import infer
 from onnxprune.structure import Port
@@ -35,7 +35,7 @@ TRIES = 4
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(JsonFile):
     """What quantising a model saved and cost.
 
     Attributes:
@@ -73,14 +73,6 @@ class Quantization:
             "warnings": list(self.warnings),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "report")
-
     def __str__(self) -> str:
         (a, b), (s, t) = self.bytes, self.latencies
         rows = [
@@ -88,14 +80,9 @@ class Quantization:
             ("size", megabytes(a), megabytes(b), f"{b / a:.3f}"),
             ("latency, median", f"{s.median:.3f} ms", f"{t.median:.3f} ms", f"{self.latency_ratio:.3f}"),
         ]
-        if "accuracy" in self.metrics:
-            old, new = self.metrics["accuracy"]
-            rows.append(("accuracy", f"{100 * old:.1f} %", f"{100 * new:.1f} %", f"{100 * (new - old):+.1f} pp"))
-        if "agreement" in self.metrics:
-            rows.append(("agreement", "", f"{100 * self.metrics['agreement']:.1f} %", ""))
-        if "relative_error" in self.metrics:
-            rows.append(("relative error", "", f"{self.metrics['relative_error']:.4f}", ""))
-        return "\n".join([columns(rows, right=(1, 2, 3)), *(f"warning: {line}" for line in self.warnings)])
+        return "\n".join(
+            [columns([*rows, *changes(self.metrics)], right=(1, 2, 3)), *(f"warning: {line}" for line in self.warnings)]
+        )
 
 
 @dataclass(frozen=True)

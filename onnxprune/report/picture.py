@@ -82,11 +82,18 @@ def draw(steps: Sequence[Step], path: str | Path, *, title: str = "") -> None:
     _save([100 * s for s in _shares(steps)], _curves(steps), path, title, ("channels removed, %", "percent of the original"))
 
 
-def draw_shares(shares: Sequence[float], curves: Mapping[str, Sequence[float | None]], path: str | Path, *, title: str) -> None:
+def draw_shares(
+    shares: Sequence[float],
+    curves: Mapping[str, Sequence[float | None]],
+    path: str | Path,
+    *,
+    title: str,
+    what: str = "channels to remove",
+) -> None:
     """Draw some quantities, each a share of something, over the share of channels that was to be removed, all in percent.
 
     Args:
-        shares: from 0 to 1. curves: by name, for each of them, None where it was not measured.
+        shares: from 0 to 1, of ``what``. curves: by name, for each of them, None where it was not measured.
         path: a ``.png`` or ``.svg`` file.
 
     Raises:
@@ -97,7 +104,7 @@ def draw_shares(shares: Sequence[float], curves: Mapping[str, Sequence[float | N
 
     colors = {n: colormaps["viridis"](k / max(1, len(curves) - 1)) for k, n in enumerate(curves)}
     lines = [_Curve(name, tuple(values), 1.0, colors[name], "-") for name, values in curves.items()]
-    _save([100 * s for s in shares], lines, path, title, ("channels to remove, %", "percent"))
+    _save([100 * s for s in shares], lines, path, title, (f"{what}, %", "percent"))
 
 
 def _save(x: list[float], curves: Sequence[_Curve], path: str | Path, title: str, axis_labels: tuple[str, str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from onnxprune.channels import ChannelGroup, Frozen
 from onnxprune.cost import Cost
 from onnxprune.evaluate import Verification
-from onnxprune.files import write_json
+from onnxprune.files import JsonFile
 from onnxprune.lossless import KINDS, FreeRow
 from onnxprune.report.tape import Step, Tape
 from onnxprune.report.text import columns, megabytes, shorten
@@ -37,7 +36,7 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(JsonFile):
     """Everything that a run found out. ``str()`` is a readable table, :meth:`to_dict` the contract's JSON."""
 
     before: Cost
@@ -79,14 +78,6 @@ class Report:
             **({"zeroed": True} if self.zeroed else {}),
             "elapsed_s": {name: round(value, 6) for name, value in self.elapsed.items()},
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write the report as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "report")
 
     @property
     def proof(self) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from onnxprune.evaluate import Latency
-from onnxprune.files import write_json
-from onnxprune.report import columns, megabytes, shorten
+from onnxprune.files import JsonFile
+from onnxprune.report import changes, columns, megabytes, shorten
 
 SCHEMA = "onnxprune.sparsification/1"
 ROWS = 24
@@ -37,7 +36,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Sparsification:
+class Sparsification(JsonFile):
     """What sparsifying a model saved and cost; pairs are before and after.
 
     Attributes:
@@ -101,14 +100,6 @@ class Sparsification:
             "elapsed_s": dict(self.elapsed),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "report")
-
     def __str__(self) -> str:
         parts = [self._costs(), self._layers(), self._left(), "\n".join(f"note: {line}" for line in self.warnings)]
         return "\n\n".join(part for part in parts if part)
@@ -125,17 +116,7 @@ class Sparsification:
         if self.gzip is not None:
             rows.append(("file, gzip", *map(megabytes, self.gzip), f"{self.gzip[1] / self.gzip[0]:.3f}"))
         rows.append(("latency, median", f"{s.median:.3f} ms", f"{t.median:.3f} ms", f"{self.latency_ratio:.3f}"))
-        if "accuracy" in self.metrics:
-            old, new = self.metrics["accuracy"]
-            rows.append(("accuracy", f"{100 * old:.1f} %", f"{100 * new:.1f} %", f"{100 * (new - old):+.1f} pp"))
-        if "loss" in self.metrics:
-            old, new = self.metrics["loss"]
-            rows.append(("loss", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"))
-        if "agreement" in self.metrics:
-            rows.append(("agreement", "", f"{100 * self.metrics['agreement']:.1f} %", ""))
-        if "relative_error" in self.metrics:
-            rows.append(("relative error", "", f"{self.metrics['relative_error']:.4f}", ""))
-        return columns(rows, right=(1, 2, 3))
+        return columns([*rows, *changes(self.metrics)], right=(1, 2, 3))
 
     def _layers(self) -> str:
         if not self.layers:

@@ -14,8 +14,9 @@ from onnxprune.files import Source, parse, save
 from onnxprune.graph import load
 from onnxprune.lazy import AnyModel, LazyModel
 from onnxprune.pruner import INLINE_LIMIT
-from onnxprune.sparsify.sidecar import SUFFIX, Removed, Sidecar, digest_of, read
+from onnxprune.sparsify.sidecar import SUFFIX, Removed, Sidecar, digest_of, encode, read
 from onnxprune.sparsify.storage import expanded, is_compressed, without_sparse
+from onnxprune.structure import all_tensors
 
 
 def sidecar_path(model: str | Path) -> Path:
@@ -74,7 +75,7 @@ class Restored:
     """A dense model again, and the sparse one's path.
 
     ``identical``: whether its file is the original's byte for byte. All tensors are in any case; but a model whose weights
-    lie in a file of their own names that, and an encoding of numbers other than raw bytes is not restored.
+    lie in a file of their own names that.
     ``tensors``, ``elements``: how many came back.
     """
 
@@ -129,6 +130,10 @@ def restore(sparse: str | Path, *, sidecar: str | Path | None = None) -> Restore
     lazy = graph.assemble(tensors)
     external = graph.weights.has_external_data or lazy.nbytes > INLINE_LIMIT
     dense = lazy if lazy.large else lazy.complete()
+    if isinstance(dense, ModelProto):
+        for name, tensor in all_tensors(dense.graph):
+            if name in opened.removed and opened.removed[name].field and tensor.HasField("raw_data"):
+                encode(tensor, opened.removed[name].field)
     same = not isinstance(dense, LazyModel) and hashlib.sha256(dense.SerializeToString()).hexdigest() == opened.original
     elements = sum(removed.count for removed in opened.removed.values())
     return Restored(dense, path, len(tensors), elements, same and not external, external)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
+from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import OutputError, SidecarError
 from onnxprune.files import one_line, parse
@@ -36,6 +37,8 @@ from onnxprune.weights import Array, Box, external_file
 SCHEMA = "onnxprune.sidecar/1"
 SUFFIX = ".dense.npz"
 
+_FIELDS = ("float_data", "int32_data", "double_data")
+
 Bits = npt.NDArray[np.uint8]
 
 
@@ -43,13 +46,15 @@ Bits = npt.NDArray[np.uint8]
 class Removed:
     """The elements of a tensor that were zeroed: ``where``, a bit for each element, and the bytes of their ``values``.
 
-    ``values`` reads them when they are needed. ``sha256``: of the bytes that the tensor had before.
+    ``values`` reads them when they are needed. ``sha256``: of the bytes that the tensor had before. ``field``: where its proto
+    has its numbers, if not as raw bytes.
     """
 
     shape: tuple[int, ...]
     where: Bits
     values: Callable[[], Bits]
     sha256: str
+    field: str = ""
 
     @property
     def count(self) -> int:
@@ -98,7 +103,20 @@ def taken(graph: Graph, name: str, leaves: BoolArray, fill: Fill, earlier: Remov
             dense[unpacked(old, 0, dense.size)] = earlier.values().view(dense.dtype)
         return dense[unpacked(where | old, 0, dense.size)].view(np.uint8)
 
-    return Removed(stored.shape, where | old, values, sha256)
+    return Removed(stored.shape, where | old, values, sha256, field_of(graph.weights[name]) if earlier is None else earlier.field)
+
+
+def field_of(tensor: TensorProto) -> str:
+    """In which field of a proto numbers are that are neither raw bytes nor in a file."""
+    return next((name for name in _FIELDS if len(getattr(tensor, name))), "")
+
+
+def encode(tensor: TensorProto, name: str) -> None:
+    """Move a proto's raw bytes to another field."""
+    values = numpy_helper.to_array(tensor).ravel()
+    numbers = values.view(np.uint16) if values.dtype.kind not in "iu" and values.itemsize == 2 else values
+    tensor.ClearField("raw_data")
+    getattr(tensor, name).extend(numbers.tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +143,7 @@ class Sidecar:
             OutputError: the path can't be written. What was there before is still there.
         """
         temporary = path.with_name(f".onnxprune-{os.getpid()}.npz")
-        rows = [{"name": name, "shape": list(r.shape), "sha256": r.sha256} for name, r in self.removed.items()]
+        rows = [{"name": name, "shape": list(r.shape), "sha256": r.sha256, "field": r.field} for name, r in self.removed.items()]
         try:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
                 for k, removed in enumerate(self.removed.values()):
@@ -163,7 +181,7 @@ def read(path: Path, model: Path) -> Sidecar:
     try:
         about = json.loads(_read(path, "about").tobytes())
         schema, wanted = about.get("schema"), about.get("model_sha256")
-        rows = [(str(r["name"]), tuple(int(n) for n in r["shape"]), str(r["sha256"])) for r in about["tensors"]]
+        rows = [(str(r["name"]), tuple(int(n) for n in r["shape"]), str(r["sha256"]), str(r["field"])) for r in about["tensors"]]
         original, store, order = str(about["original_sha256"]), str(about["store"]), tuple(map(str, about["order"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SidecarError(f"{where} is damaged, or none that onnxprune wrote; copy it again") from error
@@ -173,14 +191,14 @@ def read(path: Path, model: Path) -> Sidecar:
         raise SidecarError(
             f"{where} is of another model than {str(model)!r}, whose SHA-256 differs; give the one that was written with it"
         )
-    return Sidecar({name: _entry(path, k, shape, sha) for k, (name, shape, sha) in enumerate(rows)}, original, store, order)
+    return Sidecar({row[0]: _entry(path, k, *row[1:]) for k, row in enumerate(rows)}, original, store, order)
 
 
-def _entry(path: Path, k: int, shape: tuple[int, ...], sha256: str) -> Removed:
+def _entry(path: Path, k: int, shape: tuple[int, ...], sha256: str, field: str) -> Removed:
     where = _read(path, f"{k}.where")
-    if where.shape != (-(-math.prod(shape) // 8),):
+    if field not in ("", *_FIELDS) or where.shape != (-(-math.prod(shape) // 8),):
         raise SidecarError(f"sidecar {str(path)!r} is damaged: its tensor {k} has another size than it says; copy it again")
-    return Removed(shape, where, partial(_read, path, f"{k}.values"), sha256)
+    return Removed(shape, where, partial(_read, path, f"{k}.values"), sha256, field)
 
 
 def _read(path: Path, name: str) -> Bits:
