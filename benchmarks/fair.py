@@ -40,7 +40,6 @@ NAMES = (
     "resnet20_cifar10",
     "resnet8_mlperf",
     "resnet_4b_cifar10",
-    "vit_pgd_cifar10",
     "vww_mobilenet",
     "squeezenet_dc",
     "textgenrnn",
