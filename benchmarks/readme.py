@@ -110,8 +110,8 @@ def _sparsify(results: dict[str, Any]) -> str:
     back = [row[g].get("restored") for row in results["restore"].values() for g in row]
     lines += [
         "",
-        f"At 0.7 the file is {', '.join(said)} of the original's; the latency is {min(ratios):.2f} to {max(ratios):.2f} of it, as "
-        f"measuring goes. Of {len(results['restore'])} models at 0.5 by element, kernel and filter, "
+        f"At 0.7 the file is {', '.join(said)} of the original's; the latency is {min(ratios):.2f} to {max(ratios):.2f} of it, "
+        f"as measuring goes. Of {len(results['restore'])} models at 0.5 by element, kernel and filter, "
         f"{back.count('file')} of {len(back)} sparse files came back byte for byte; {back.count(None)} were refused as the "
         "model itself is.",
     ]
