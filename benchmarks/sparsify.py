@@ -5,7 +5,7 @@
 ``--models``: trained by others, ``NAME.onnx``; ``--prepared``: their data, ``NAME.calib.npz`` (no labels; chooses weights) and
 ``NAME.eval.npz`` (judges); ``--zoo``: small graphs by many exporters. Steps: ``accuracy`` (sweeps over sparsities by element,
 kernel and filter; DWP's table and picture), ``store`` (bytes and latency by how zeros are stored), ``restore`` (every model at
-0.5 by element, kernel and filter: it runs, and comes back byte for byte). All runs are of the command line.
+0.5 by element, kernel and filter: it runs, and comes back byte for byte).
 Writes ``sparsify.json``, ``sparsify.md`` and ``sparsify-NAME.svg`` beside this file.
 """
 
@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import onnx
+
+import onnxprune
 from onnxprune.report import draw_shares
 
 HERE = Path(__file__).parent
@@ -28,15 +30,15 @@ SHARES = {
     "resnet20_cifar10": {"element": (0.3, 0.5, 0.6, 0.7), "kernel": (0.1, 0.2, 0.3, 0.5), "filter": (0.02, 0.05)},
     "resnet56_cifar10": {"element": (0.5,), "kernel": (0.3,), "filter": (0.05,)},  # which had no part in choosing a way
 }
-WAYS = {
-    "magnitude": (),
-    "magnitude, mean": ("--normalise", "mean"),
-    "magnitude, a threshold for each layer": ("--scope", "layer"),
-    "magnitude, layer": ("--normalise", "layer"),
-    "activation, layer": ("--criterion", "activation", "--normalise", "layer"),
-    "relative, layer": ("--criterion", "relative", "--normalise", "layer"),
-    "taylor": ("--criterion", "taylor"),
-    "gradient": ("--criterion", "gradient"),
+WAYS: dict[str, dict[str, Any]] = {
+    "magnitude": {},
+    "magnitude, mean": {"normalise": "mean"},
+    "magnitude, a threshold for each layer": {"scope": "layer"},
+    "magnitude, layer": {"normalise": "layer"},
+    "activation, layer": {"criterion": "activation", "normalise": "layer"},
+    "relative, layer": {"criterion": "relative", "normalise": "layer"},
+    "taylor": {"criterion": "taylor"},
+    "gradient": {"criterion": "gradient"},
 }
 STORES = ("dense", "sparse", "compressed")
 
@@ -62,82 +64,59 @@ def main() -> None:
         picture(name, rows)
 
 
-def command(*arguments: object) -> str:
-    """Run onnxprune; "" if all is well, or what it says."""
-    done = subprocess.run([sys.executable, "-m", "onnxprune", *map(str, arguments)], capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"
-
-
 def accuracy(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Any]]:
-    out, report = folder / "out.onnx", folder / "report.json"
     for name, wanted in SHARES.items():
-        model, calib, judge = (
-            given.models / f"{name}.onnx",
-            given.prepared / f"{name}.calib.npz",
-            given.prepared / f"{name}.eval.npz",
-        )
-        rows: dict[str, Any] = {"original": judged(model, judge, report)}
+        model = given.models / f"{name}.onnx"
+        calib, judge = (dict(np.load(given.prepared / f"{name}.{part}.npz")) for part in ("calib", "eval"))
+        rows: dict[str, Any] = {"original": judged(onnx.load(model), judge)}
         for granularity, shares in wanted.items():
             for way, options in WAYS.items():
                 if granularity == "element" and way == "magnitude, mean":  # the same as without
                     continue
                 for share in shares:
-                    line = ("--sparsity", share, "--granularity", granularity, *options, "--no-sidecar", "--report", report)
-                    data = ("--data", calib) if "--criterion" in options else ()
-                    said = command("sparsify", model, "-o", out, *line, *data)
-                    if said:
-                        raise SystemExit(said)
-                    zeros = json.loads(report.read_text())["sparsity"]["after"]
-                    found = {"accuracy": judged(out, judge, report), "zeros": round(zeros, 4)}
+                    data = calib if "criterion" in options else None
+                    result = onnxprune.sparsify(model, share, granularity=granularity, data=data, **options)
+                    found = {"accuracy": judged(result.model, judge), "zeros": round(result.report.sparsity[1], 4)}
                     rows.setdefault(granularity, {}).setdefault(way, {})[str(share)] = found
+                    print(name, granularity, way, share, found, flush=True)
         yield name, rows
 
 
-def judged(model: Path, data: Path, report: Path) -> float:
+def judged(model: onnx.ModelProto, data: dict[str, Any]) -> float:
     """Accuracy on data."""
-    said = command("evaluate", model, "--data", data, "--report", report)
-    if said:
-        raise SystemExit(said)
-    return round(json.loads(report.read_text())["metrics"]["accuracy"], 4)
+    return round(onnxprune.Evaluator(attack=None).evaluate(model, data).accuracy or 0.0, 4)
 
 
 def store(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Any]]:
     """Bytes and latency, at several sparsities, in every way of storing."""
-    out, report = folder / "out.onnx", folder / "report.json"
-    for name in list(SHARES)[:1]:
-        rows = []
-        for share in (0.5, 0.7, 0.9):
-            for how in STORES:
-                said = command(
-                    *("sparsify", given.models / f"{name}.onnx", "-o", out, "--sparsity", share, "--normalise", "layer"),
-                    *("--store", how, "--report", report),
-                )
-                if said:
-                    raise SystemExit(said)
-                read = json.loads(report.read_text())
-                kept = {key: read[key] for key in ("bytes", "gzip", "latency_ms", "nonzeros")}
-                sidecar = out.with_name(out.name + ".dense.npz").stat().st_size
-                rows.append({"sparsity": share, "store": how, **kept, "sidecar_bytes": sidecar})
-        yield name, rows
+    name, rows = next(iter(SHARES)), []
+    for share in (0.5, 0.7, 0.9):
+        for how in STORES:
+            result = onnxprune.sparsify(given.models / f"{name}.onnx", share, normalise="layer", store=how)
+            result.save(folder / "out.onnx", sidecar=folder / "out.npz")
+            read = result.report.to_dict()
+            kept = {key: read[key] for key in ("bytes", "gzip", "latency_ms", "nonzeros")}
+            rows.append({"sparsity": share, "store": how, **kept, "sidecar_bytes": (folder / "out.npz").stat().st_size})
+    yield name, rows
 
 
 def restore(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Any]]:
     """Every model by element, kernel and filter, and back."""
-    out, back, report = folder / "out.onnx", folder / "back.onnx", folder / "report.json"
+    out, back = folder / "out.onnx", folder / "back.onnx"
     for path in (*sorted(given.models.glob("*.onnx")), *sorted(given.zoo.glob("*.onnx"))):
         row: dict[str, Any] = {}
         for granularity in GRANULARITIES:
-            said = command("sparsify", path, "-o", out, "--sparsity", 0.5, "--granularity", granularity, "--report", report)
-            if said:
-                row[granularity] = {"refused": said}
+            try:
+                result = onnxprune.sparsify(path, 0.5, granularity=granularity)
+                result.save(out)
+                onnxprune.restore(out).save(back)
+            except onnxprune.OnnxpruneError as error:
+                row[granularity] = {"refused": str(error)}
                 continue
-            read = json.loads(report.read_text())
-            said = command("restore", out, "-o", back)
-            identical = not said and back.read_bytes() == path.read_bytes()
             row[granularity] = {
-                "zeros": round(read["sparsity"]["after"], 4),
-                "tensors": len(read["layers"]),
-                "restored": said or ("file" if identical else "weights"),
+                "zeros": round(result.report.sparsity[1], 4),
+                "tensors": len(result.report.layers),
+                "restored": "file" if back.read_bytes() == path.read_bytes() else "weights",
             }
         yield path.stem, row
 
