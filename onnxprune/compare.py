@@ -35,8 +35,7 @@ class Comparison(JsonFile):
         """As JSON data."""
         sides = {}
         for name, size, speed in zip(("original", "pruned"), self.costs, self.latencies, strict=True):
-            latency = {"median": speed.median, "low": speed.low, "high": speed.high}
-            sides[name] = {**size.to_dict(), "latency_ms": latency}
+            sides[name] = {**size.to_dict(), "latency_ms": speed.to_dict()}
         return {"schema": SCHEMA, **sides, "metrics": dict(self.metrics)}
 
     def __str__(self) -> str:

@@ -43,7 +43,7 @@ from onnxprune.evaluate import (
 from onnxprune.evaluation import Evaluation
 from onnxprune.files import Source
 from onnxprune.graph import Graph, load
-from onnxprune.lazy import LazyModel
+from onnxprune.lazy import LazyModel, completed
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
 from onnxprune.weights import Array
@@ -372,7 +372,7 @@ class Evaluator:
 
 
 def _load(model: Model) -> Graph:
-    return without_maps(load(model.complete() if isinstance(model, LazyModel) else model))
+    return without_maps(load(completed(model)))
 
 
 def _predictions(model: Model, dataset: Dataset, graph: Graph) -> list[Array]:

@@ -14,7 +14,7 @@ from onnxprune.cost import Cost
 from onnxprune.data import Data
 from onnxprune.errors import OptionError, UsageError
 from onnxprune.evaluate import Latency, in_turns
-from onnxprune.files import Source, write_json
+from onnxprune.files import JsonFile, Source
 from onnxprune.graph import load
 from onnxprune.importance import Criterion
 from onnxprune.pruner import Pruner
@@ -31,7 +31,7 @@ AMOUNTS = (0.9, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(JsonFile):
     """``members``: by target, in the order that was asked for. ``latencies``: of the original and of each, one sample."""
 
     before: Cost
@@ -54,14 +54,6 @@ class Family:
         """As JSON data (schema ``onnxprune.family/1``): the rows, and each member's report by target."""
         reports = {name: result.report.to_dict() for name, result in self.members.items()}
         return {"schema": SCHEMA, "rows": self.rows, "reports": reports}
-
-    def save(self, path: str | Path) -> None:
-        """Write the table as JSON.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        write_json(self.to_dict(), path, "report")
 
     def draw(self, path: str | Path, *, title: str = "") -> None:
         """Draw accuracy, agreement, size and latency over the MACs that are left, all in percent.

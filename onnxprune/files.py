@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
-from onnxprune.lazy import AnyModel, LazyModel
+from onnxprune.lazy import AnyModel, LazyModel, completed
 from onnxprune.structure import all_tensors
 from onnxprune.weights import external_file
 
@@ -91,7 +91,7 @@ def save(model: AnyModel, path: str | Path, *, external: bool = False, source: S
     def write(data: Path, name: str) -> ModelProto:
         if external:
             return (model if isinstance(model, LazyModel) else LazyModel(model, {})).write_data(data, name)
-        return model.complete() if isinstance(model, LazyModel) else model
+        return completed(model)
 
     _replace(Path(path), write, external, source)
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -205,6 +206,13 @@ class LazyModel:
 
 AnyModel = ModelProto | LazyModel
 """A model in memory, or one whose data come from files."""
+
+_Given = TypeVar("_Given")
+
+
+def completed(model: _Given | LazyModel) -> _Given | ModelProto:
+    """A lazy model with all data inside the proto; anything else as it is."""
+    return model.complete() if isinstance(model, LazyModel) else model
 
 
 def _store(target: Path, tensors: Mapping[str, LazyTensor], *, holes: bool = False) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxprune.errors import UsageError
 from onnxprune.files import Scratch, Source, place, save
 from onnxprune.importance import ScoreTable
-from onnxprune.lazy import AnyModel, LazyModel
+from onnxprune.lazy import AnyModel, LazyModel, completed
 from onnxprune.plan import Plan
 from onnxprune.proof import PRUNED
 from onnxprune.report import Report
@@ -48,7 +48,7 @@ class Result:
     @cached_property
     def model(self) -> ModelProto:
         """The pruned model as a proto. A large one is read from its files when this is first asked for."""
-        return self.pruned.complete() if isinstance(self.pruned, LazyModel) else self.pruned
+        return completed(self.pruned)
 
     def save(self, path: str | Path, *, move: bool = False) -> None:
         """Write the model; weights go to ``<name>.data`` beside it if the original kept them apart.

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli.shared import Json, Model, app, working
+from onnxprune.cli.shared import Json, Model, app, check_written, working
 from onnxprune.evaluate import Budget
 from onnxprune.evaluator import Evaluator
-from onnxprune.files import check_output
 
 
 @app.command()
@@ -63,8 +62,7 @@ def evaluate(
                 print(f"onnxprune: warning: {said}", file=sys.stderr)
 
     with working() as progress:
-        if report is not None:
-            check_output(report, model)
+        check_written(model, report)
         evaluator = Evaluator(
             epsilon or (0.1,),
             attack="fgsm" if attack is None and epsilon else attack,

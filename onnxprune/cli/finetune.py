@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli.shared import Freeze, Json, Model, app, working
-from onnxprune.files import check_output
+from onnxprune.cli.shared import Freeze, Json, Model, app, check_written, working
 from onnxprune.finetune import LOSSES, Epoch
 from onnxprune.finetune import finetune as finetune_model
 
@@ -53,9 +52,8 @@ def finetune(
         print(f"onnxprune: {epoch}", file=sys.stderr)
 
     with working() as progress:
-        for path in filter(None, (output, report)):
-            for source in filter(None, (model, original)):
-                check_output(path, source)
+        for source in filter(None, (model, original)):
+            check_written(source, output, report)
         result = finetune_model(
             model,
             data,

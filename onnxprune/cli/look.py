@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli.shared import Data, Freeze, Json, Mixing, Model, app, working
+from onnxprune.cli.shared import Data, Freeze, Json, Mixing, Model, app, check_written, working
 from onnxprune.compare import compare as compare_models
 from onnxprune.demo import run as run_demo
-from onnxprune.files import check_output
 from onnxprune.operators import table
 from onnxprune.pruner import inspect as inspect_model
 
@@ -35,8 +34,7 @@ def inspect(
 ) -> None:
     """Show what could be cut, and what is frozen by which node at what cost."""
     with working() as progress:
-        if json is not None:
-            check_output(json, model)
+        check_written(model, json)
         report = inspect_model(model, freeze=tuple(freeze or ()), mixing=mixing, progress=progress)
         if json is not None:
             report.save(json)
@@ -52,8 +50,7 @@ def compare(
 ) -> None:
     """Put two models side by side: size, work, latency in onnxruntime and, with data, agreement and accuracy."""
     with working() as progress:
-        if report is not None:
-            check_output(report, original)
+        check_written(original, report)
         progress("measure")
         result = compare_models(original, pruned, data=data)
         if report is not None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from onnxprune.cli.shared import Clusters, Data, Freeze, Json, Mixing, Model, app, clusters_of, working
+from onnxprune.cli.shared import Clusters, Data, Freeze, Json, Mixing, Model, app, check_written, clusters_of, working
 from onnxprune.compensate import MODES
 from onnxprune.family import family
-from onnxprune.files import check_output
 from onnxprune.importance import CRITERIA
 from onnxprune.pruner import prune as prune_model
-from onnxprune.report import check_picture, draw
+from onnxprune.report import draw
 
 
 @app.command()
@@ -138,6 +138,11 @@ def prune(
     if plan is not None and (scores is not None or save_scores is not None):
         raise typer.BadParameter("a plan is replayed without scores", param_hint="--plan / --scores / --save-scores")
     places = _places(analysis or [])
+    common: dict[str, Any] = {
+        "criterion": criterion, "data": data, "samples": samples, "max_drop": max_drop, "max_ratio": max_ratio,
+        "best_effort": best_effort, "min_channels": min_channels, "round_to": round_to, "freeze": tuple(freeze or ()),
+        "mixing": mixing, "free": free, "compensate": compensate, "seed": seed,
+    }  # fmt: skip
     if targets:
         alone = {
             "--ratio": ratio, "--scope": None if scope == "uniform" else scope, "--tod": tod, "--scores": scores,
@@ -145,37 +150,10 @@ def prune(
             "--tape": tape, "--zero": zero, "--epsilon": epsilon, "--analysis": analysis, "--interval": interval,
             "--compat": compat, "--clusters": clusters, "--min-accuracy": min_accuracy, "--min-robustness": min_robustness,
         }  # fmt: skip
-        wrong = next((name for name, value in alone.items() if value not in (None, False, "")), None)
-        if wrong is not None:
-            raise typer.BadParameter("it is not for several models at a time", param_hint=f"{wrong} / --targets")
-        if target is None or output is None or PLACE not in output.name:
-            raise typer.BadParameter(f"give --target KIND and -o 'NAME-{PLACE}.onnx', a model for each", param_hint="--targets")
-        amounts = [amount.strip() for amount in targets.split(",")]
-        paths = [output.with_name(output.name.replace(PLACE, amount)) for amount in amounts]
+        kind, amounts, paths = _members(targets, target, output, alone)
         with working() as progress:
-            for path in filter(None, (*paths, report)):
-                check_output(path, model)
-            if picture is not None:
-                check_picture(picture)
-            made = family(
-                model,
-                target,
-                amounts,
-                criterion=criterion,
-                data=data,
-                samples=samples,
-                max_drop=max_drop,
-                max_ratio=max_ratio,
-                best_effort=best_effort,
-                min_channels=min_channels,
-                round_to=round_to,
-                freeze=tuple(freeze or ()),
-                mixing=mixing,
-                free=free,
-                compensate=compensate,
-                seed=seed,
-                progress=progress,
-            )
+            check_written(model, *paths, report, picture=picture)
+            made = family(model, kind, amounts, **common, progress=progress)
             for path, member in zip(paths, made.members.values(), strict=True):
                 if not dry_run:
                     member.save(path)
@@ -186,35 +164,19 @@ def prune(
         print(made)
         return
     with working() as progress:
-        for path in filter(None, (output, save_plan, save_scores, report)):
-            check_output(path, model)
-        if picture is not None:
-            check_picture(picture)
+        check_written(model, output, save_plan, save_scores, report, picture=picture)
         result = prune_model(
             model,
             ratio=ratio,
-            criterion=criterion,
             scope=scope,
             tod=tod,
             target=target,
-            max_drop=max_drop,
-            max_ratio=max_ratio,
-            best_effort=best_effort,
             scores=scores,
             analysis=places,
-            samples=samples,
-            data=data,
-            seed=seed,
-            min_channels=min_channels,
-            round_to=round_to,
             ratios=ratios,
-            freeze=tuple(freeze or ()),
-            mixing=mixing,
             plan=plan,
             scratch=None if output is None or dry_run else output.absolute().parent,
-            free=free,
             zero=zero,
-            compensate=compensate,
             interval=interval,
             compat=compat,
             clusters=clusters_of(clusters),
@@ -223,6 +185,7 @@ def prune(
             min_accuracy=min_accuracy,
             min_robustness=min_robustness,
             tape=tape,
+            **common,
             progress=progress,
         )
         if output is not None and not dry_run:
@@ -241,6 +204,23 @@ def prune(
 
 PLACE = "{target}"
 """What stands for the amount in the name of one of several models."""
+
+
+def _members(
+    targets: str, target: str | None, output: Path | None, alone: Mapping[str, object]
+) -> tuple[str, list[str], list[Path]]:
+    """What the amounts of several models are of, the amounts, and where the model of each is written.
+
+    Args:
+        alone: options of one model, which are not for several.
+    """
+    wrong = next((name for name, value in alone.items() if value not in (None, False, "")), None)
+    if wrong is not None:
+        raise typer.BadParameter("it is not for several models at a time", param_hint=f"{wrong} / --targets")
+    if target is None or output is None or PLACE not in output.name:
+        raise typer.BadParameter(f"give --target KIND and -o 'NAME-{PLACE}.onnx', a model for each", param_hint="--targets")
+    amounts = [amount.strip() for amount in targets.split(",")]
+    return target, amounts, [output.with_name(output.name.replace(PLACE, amount)) for amount in amounts]
 
 
 def _places(given: list[str]) -> str | dict[str, str]:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxprune.errors import OnnxpruneError
-from onnxprune.files import one_line
+from onnxprune.files import check_output, one_line
+from onnxprune.report import check_picture
 
 app = typer.Typer(
     help="Cut channels out of an ONNX model, and prove that the result equals the masked original.",
@@ -46,6 +47,18 @@ Clusters = Annotated[
 def clusters_of(given: str | None) -> int | Path | None:
     """A number of clusters, or the path of a file of them."""
     return given if given is None else int(given) if given.isdecimal() else Path(given)
+
+
+def check_written(model: Path, *paths: Path | None, picture: Path | None = None) -> None:
+    """Make sure, before any work is done, that files and a picture can be written, and that none of them is the model.
+
+    Raises:
+        OutputError, OptionError: one can't be.
+    """
+    for path in filter(None, paths):
+        check_output(path, model)
+    if picture is not None:
+        check_picture(picture)
 
 
 @contextmanager

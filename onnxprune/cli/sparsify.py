@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli.shared import Data, Freeze, Json, Model, app, working
-from onnxprune.files import check_output
+from onnxprune.cli.shared import Data, Freeze, Json, Model, app, check_written, working
 from onnxprune.masks import GRANULARITIES, NORMALISATIONS, SCOPES
 from onnxprune.sparsify import CRITERIA, LAYERS, STORES, check_outputs, sidecar_path
 from onnxprune.sparsify import restore as restore_model
@@ -65,8 +64,7 @@ def sparsify(
         raise typer.BadParameter("everything that is written needs a path of its own", param_hint="-o / --sidecar / --report")
     with working() as progress:
         check_outputs(output, beside, model, earlier)
-        if report is not None:
-            check_output(report, model)
+        check_written(model, report)
         result = sparsify_model(
             model,
             sparsity,
@@ -103,7 +101,7 @@ def restore(
 ) -> None:
     """Bring back the weights of a sparse model, exactly, however often it was made sparser."""
     with working() as progress:
-        check_output(output, sparse)
+        check_written(sparse, output)
         progress("restore")
         result = restore_model(sparse, sidecar=sidecar)
         progress("write")

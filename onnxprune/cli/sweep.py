@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from onnxprune.cli.shared import Clusters, Freeze, Mixing, Model, app, clusters_of, working
+from onnxprune.cli.shared import Clusters, Freeze, Mixing, Model, app, check_written, clusters_of, working
 from onnxprune.compensate import MODES as COMPENSATIONS
-from onnxprune.files import check_output, write_json
+from onnxprune.files import write_json
 from onnxprune.importance import CRITERIA
-from onnxprune.report import check_picture
 from onnxprune.sweep import sweep as sweep_model
 
 
@@ -67,10 +66,7 @@ def sweep(
     except ValueError as error:
         raise typer.BadParameter(f"{ratios!r} are not numbers with commas between them", param_hint="--ratios") from error
     with working() as progress:
-        for path in filter(None, (report, save_ratios, save_clusters)):
-            check_output(path, model)
-        if picture is not None:
-            check_picture(picture)
+        check_written(model, report, save_ratios, save_clusters, picture=picture)
         result = sweep_model(
             model,
             data,

@@ -21,7 +21,7 @@ from onnxprune.evaluate.classifier import Classifier, classifiers
 from onnxprune.evaluate.differences import Blocks, Differences
 from onnxprune.gradient import GradientGraph, differentiate
 from onnxprune.graph import Graph, load
-from onnxprune.lazy import LazyModel
+from onnxprune.lazy import completed
 from onnxprune.masks import masks
 from onnxprune.runtime import Session
 from onnxprune.shapes import Shapes, infer
@@ -144,7 +144,7 @@ class Exact:
     """
 
     def __init__(self, form: Classifier, inputs: Collection[str], sparse: Sparse) -> None:
-        graph = load(form.model.complete() if isinstance(form.model, LazyModel) else form.model)
+        graph = load(completed(form.model))
         shapes = infer(graph)
         self._graph = differentiated(graph, shapes, inputs, sparse, probabilities=form.probabilities)
         self._session = Session(self._graph.model, threads=2)

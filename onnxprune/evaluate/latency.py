@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -20,6 +20,10 @@ class Latency:
     median: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON data."""
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.median:.3f} ms ({self.low:.3f} to {self.high:.3f})"

@@ -24,7 +24,7 @@ from onnxprune.finetune.state import Keeper
 from onnxprune.finetune.trainable import Goal, training
 from onnxprune.finetune.trainer import Epoch, Outcome, Settings, Trainer, shares
 from onnxprune.graph import Graph, load
-from onnxprune.lazy import LazyModel, LazyTensor
+from onnxprune.lazy import LazyModel, LazyTensor, completed
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
 from onnxprune.weights import FLOATS
@@ -98,7 +98,7 @@ def finetune(
     """
     optimisers.check(optimiser, schedule, learning_rate, momentum, weight_decay, warmup)
     _check(loss, temperature, alpha, epochs, batch, minutes)
-    source = model.complete() if isinstance(model, LazyModel) else model
+    source: Source = completed(model)
     graph = load(source)
     if graph.stored_bytes >= FILE_LIMIT:
         raise ModelError(f"the model has {graph.stored_bytes / 1e9:.1f} GB; only models below 2 GB can be fine-tuned")

@@ -16,7 +16,7 @@ from onnxprune.errors import ModelError, OptionError
 from onnxprune.evaluate import Latency, accuracy, agreement, interleaved, predict, relative_error
 from onnxprune.files import FILE_LIMIT, JsonFile, Source, save
 from onnxprune.graph import load
-from onnxprune.lazy import LazyModel
+from onnxprune.lazy import LazyModel, completed
 from onnxprune.quantize.half import LARGEST, candidates, to_half
 from onnxprune.quantize.integer import needs_reduced_range, to_integer
 from onnxprune.report import changes, columns, megabytes
@@ -62,7 +62,7 @@ class Quantization(JsonFile):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.quantization/1``)."""
-        speeds = [{"median": s.median, "low": s.low, "high": s.high} for s in self.latencies]
+        speeds = [latency.to_dict() for latency in self.latencies]
         return {
             "schema": SCHEMA,
             "mode": self.mode,
@@ -135,7 +135,7 @@ def quantize(
     """
     if mode not in MODES:
         raise OptionError(f"mode {mode!r} does not exist; choose one of {', '.join(MODES)}")
-    source = model.complete() if isinstance(model, LazyModel) else model
+    source: Source = completed(model)
     graph = load(source)
     dataset = None if data is None else read(data, graph.inputs)
     if graph.stored_bytes >= FILE_LIMIT:

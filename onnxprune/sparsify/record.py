@@ -82,7 +82,7 @@ class Sparsification(JsonFile):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.sparsification/1``)."""
-        speeds = [{"median": s.median, "low": s.low, "high": s.high} for s in self.latencies]
+        speeds = [latency.to_dict() for latency in self.latencies]
         return {
             "schema": SCHEMA,
             "options": dict(self.options),

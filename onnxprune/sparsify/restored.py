@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxprune.errors import ModelError, SidecarError, UsageError
 from onnxprune.files import Source, parse, save
 from onnxprune.graph import load
-from onnxprune.lazy import AnyModel, LazyModel
+from onnxprune.lazy import AnyModel, LazyModel, completed
 from onnxprune.result import INLINE_LIMIT
 from onnxprune.sparsify.sidecar import SUFFIX, Removed, Sidecar, digest_of, encode, read
 from onnxprune.sparsify.storage import expanded, is_compressed, without_sparse
@@ -89,7 +89,7 @@ class Restored:
     @property
     def model(self) -> ModelProto:
         """The dense model as a proto."""
-        return self.dense.complete() if isinstance(self.dense, LazyModel) else self.dense
+        return completed(self.dense)
 
     def save(self, path: str | Path) -> None:
         """Write the model; weights go to ``<name>.data`` beside it if the sparse one kept them apart.

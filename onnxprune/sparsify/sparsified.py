@@ -22,7 +22,7 @@ from onnxprune.evaluate import check_runs, interleaved, measure
 from onnxprune.files import Scratch, Source, check_output, place, save, write
 from onnxprune.filters import Filter
 from onnxprune.graph import Graph, load
-from onnxprune.lazy import AnyModel, LazyModel
+from onnxprune.lazy import AnyModel, LazyModel, completed
 from onnxprune.masks import Choice, each_mask
 from onnxprune.result import INLINE_LIMIT
 from onnxprune.runtime import random_feeds
@@ -53,7 +53,7 @@ class Sparsified:
     @cached_property
     def model(self) -> ModelProto:
         """The sparse model as a proto."""
-        return self.sparse.complete() if isinstance(self.sparse, LazyModel) else self.sparse
+        return completed(self.sparse)
 
     def save(self, path: str | Path, *, sidecar: str | Path | bool = True, move: bool = False) -> None:
         """Write the model and, so that it can be restored, what it lost.
