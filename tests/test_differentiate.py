@@ -106,6 +106,7 @@ NETS = {
     "logits": network(),
     "softmax": network("Softmax", axis=1),
     "softmax-old": network("Softmax", opset=11),
+    "softmax-oldest": network("Softmax", opset=7),
     "log-softmax": network("LogSoftmax", axis=-1),
     "one-logit": two(network(classes=1)),
     "sigmoid": two(network("Sigmoid", classes=1)),
@@ -132,7 +133,13 @@ def test_losses(net: str, name: str) -> None:
 def test_losses_are_what_they_are_called(net: str) -> None:
     """Against numpy, from the model's own outputs."""
     model, output = NETS[net], ReferenceEvaluator(NETS[net]).run(None, {"x": X})[0]
-    p = {"softmax": output, "softmax-old": output, "log-softmax": np.exp(output), "logits": softmax(output)}.get(net)
+    p = {
+        "softmax": output,
+        "softmax-old": output,
+        "softmax-oldest": output,
+        "log-softmax": np.exp(output),
+        "logits": softmax(output),
+    }.get(net)
     if p is None:
         one = output if net == "sigmoid" else 1 / (1 + np.exp(-output))
         p = np.concatenate([1 - one, one], axis=1)
@@ -276,3 +283,39 @@ def test_messages() -> None:
         "loss 'kl' is a classifier's, and no output of the model has floats of shape (samples, classes); take 'squared', which "
         "compares any outputs with another model's"
     )
+
+
+@pytest.mark.parametrize("name", ["margin", "cross-entropy", "kl"])
+def test_losses_of_the_oldest_opset_run(name: str) -> None:
+    """Its operators repeat no operand along axes: onnxruntime minds, ONNX's evaluator does not."""
+    import onnxruntime
+
+    found = gradient_graph(network("Softmax", opset=7, kind=TensorProto.FLOAT), name, ["x"])
+    session = onnxruntime.InferenceSession(found.model.SerializeToString())
+    single = X.astype(np.float32)
+    target = {"y": softmax(TARGET).astype(np.float32)} if found.targets else {}
+    wide = written(NETS["softmax"], name, ["x"])
+    expected = run(wide, wide.feeds({"x": X}, LABELS, targets={"y": softmax(TARGET)} if wide.targets else {}))
+    slopes = session.run(["grad__x"], found.feeds({"x": single}, LABELS, targets=target))[0]
+    assert np.allclose(slopes, expected["grad__x"], atol=1e-5)
+
+
+def test_tables_of_16_bit_floats() -> None:
+    """onnxruntime can't scatter their sums."""
+    import onnxruntime
+
+    rows, labels = np.array([0, 2, 2, 3]), np.array([0, 1, 1, 2])
+    table = RNG.standard_normal((4, 3)).astype(np.float16)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ("N",))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ("N", 3))],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    found = gradient_graph(model, "cross-entropy", ["table"])
+    session = onnxruntime.InferenceSession(found.model.SerializeToString())
+    expected = np.zeros((4, 3))
+    np.add.at(expected, rows, softmax(table[rows].astype(np.float64)) - np.eye(3)[labels])
+    assert np.allclose(session.run(["grad__table"], found.feeds({"x": rows}, labels))[0], expected, atol=5e-3)

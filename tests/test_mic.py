@@ -590,3 +590,15 @@ def test_a_sweep_is_misspelt(options: list[str], text: str, files: Callable[...,
     result = CliRunner().invoke(app, ["sweep", str(files("net.onnx")), "--data", str(files("data.npz")), *options])
     assert result.exit_code == 2
     assert text in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name", ["kmeans-l1", "kmeans-distance"])
+def test_groups_that_no_layer_makes(name: str) -> None:
+    """Rows of a table that is looked up have no filters to be compared by: the criterion's order decides."""
+    coupling = analyse(load(Path(__file__).parent / "exported" / "deberta.ts.onnx"))
+    scene = Scene(coupling, np.zeros(len(coupling.components.root), np.bool_))
+    bare = [n for n, group in enumerate(coupling.groups) if not any(member.producer for member in group.members)]
+    assert bare
+    for number in bare:
+        pairs = find_criterion(name, Options()).nominate(scene, number, 3)
+        assert len(set(pairs.leaves.tolist())) == 3

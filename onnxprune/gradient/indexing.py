@@ -31,13 +31,14 @@ def compress(op: Step, g: Name, y: Name, x: Name, condition: Name) -> Gradients:
 def _added(op: Step, g: Name, x: Name, indices: Name, axis: int, rank: int) -> Name:
     """Add up what was taken along an axis, where ``indices`` of a ``rank`` have taken its place.
 
-    Before sums can be scattered, a matrix product with 1 where an element was taken.
+    Where sums can't be scattered (before opset 16; 16-bit floats in onnxruntime), a matrix product with 1 where an element was
+    taken.
     """
     whole = op.call.rank()
     first = [*range(axis, axis + rank), *range(axis), *range(axis + rank, whole - 1 + rank)]
     back = np.argsort([axis, *range(axis), *range(axis + 1, whole)]).tolist()
     taken = op.turn(g, first)
-    if op.tape.opset >= _SCATTERS_SUMS:
+    if op.tape.opset >= _SCATTERS_SUMS and op.elem_type in (TensorProto.FLOAT, TensorProto.DOUBLE):
         zeros = op.turn(op.zeros(x), [axis, *range(axis), *range(axis + 1, whole)])
         return op.turn(op.ScatterND(zeros, op.unsqueeze(indices, [rank]), taken, reduction="add"), back)
     op.require(op.fixed(0)[axis])

@@ -40,7 +40,7 @@ class Scores:
     def log(self, op: Step) -> Name:
         """Logarithms of the probabilities."""
         if self.probabilities:
-            return op.Log(op.Max(self.values, op.constant(_tiny(op))))
+            return op.Log(_floored(op, self.values))
         return op.LogSoftmax(self.values, axis=1)
 
 
@@ -52,14 +52,14 @@ def cross_entropy(op: Step, scores: Scores, aim: Name) -> tuple[Name, Name]:
     """``-sum_k t_k log p_k``. ``aim``: t, the probabilities that are aimed at; all of it in one class for a label."""
     loss = op.Neg(op.sum(op.Mul(aim, scores.log(op)), [1], keepdims=False))
     if scores.probabilities:
-        return loss, op.Neg(op.Div(aim, op.Max(scores.values, op.constant(_tiny(op)))))
+        return loss, op.Neg(op.Div(aim, _floored(op, scores.values)))
     return loss, op.Sub(op.Softmax(scores.values, axis=1), aim)
 
 
 def divergence(op: Step, scores: Scores, aim: Name) -> tuple[Name, Name]:
     """The Kullback-Leibler divergence ``sum_k t_k (log t_k - log p_k)`` from t, the probabilities that are aimed at."""
     loss, slope = cross_entropy(op, scores, aim)
-    entropy = op.sum(op.Mul(aim, op.Log(op.Max(aim, op.constant(_tiny(op))))), [1], keepdims=False)
+    entropy = op.sum(op.Mul(aim, op.Log(_floored(op, aim))), [1], keepdims=False)
     return op.Add(loss, entropy), slope
 
 
@@ -70,10 +70,10 @@ def distillation(op: Step, scores: Scores, aim: Name, temperature: float) -> tup
     """
     if temperature == 1:
         return divergence(op, scores, aim)
-    logits = op.Log(op.Max(scores.values, op.constant(_tiny(op)))) if scores.probabilities else scores.values
+    logits = op.Log(_floored(op, scores.values)) if scores.probabilities else scores.values
     loss, slope = divergence(op, Scores(op.scale(logits, 1 / temperature), False), aim)
     if scores.probabilities:
-        slope = op.Div(slope, op.Max(scores.values, op.constant(_tiny(op))))
+        slope = op.Div(slope, _floored(op, scores.values))
     return op.scale(loss, temperature**2), op.scale(slope, temperature)
 
 
@@ -81,7 +81,7 @@ def softened(op: Step, values: Name, temperature: float, *, probabilities: bool)
     """Probabilities at a temperature, from logits (or logarithms of probabilities), or from ``probabilities`` themselves."""
     if probabilities and temperature == 1:
         return values
-    logits = op.Log(op.Max(values, op.constant(_tiny(op)))) if probabilities else values
+    logits = op.Log(_floored(op, values)) if probabilities else values
     return op.Softmax(op.scale(logits, 1 / temperature), axis=1)
 
 
@@ -91,16 +91,15 @@ def margin(op: Step, scores: Scores, aim: Name) -> tuple[Name, Name]:
     ``aim``: 1 at the label and 0 elsewhere. Its gradient is the cross-entropy's over ``1 - p_y``.
     """
     if scores.probabilities:
-        least = op.constant(_tiny(op))
         rest = op.Sub(op.constant(1), aim)
         sums = [op.sum(op.Mul(which, scores.values), [1]) for which in (aim, rest)]
-        own, others = (op.Max(total, least) for total in sums)
-        flat_own, flat_others = (op.where(op.Greater(total, least)) for total in sums)
+        own, others = (_floored(op, total) for total in sums)
+        flat_own, flat_others = (op.where(op.Greater(total, op.constant(_tiny(op)))) for total in sums)
         slope = op.Sub(op.Mul(op.Div(rest, others), flat_others), op.Mul(op.Div(aim, own), flat_own))
         return op.sum(op.Sub(op.Log(others), op.Log(own)), [1], keepdims=False), slope
     others = op.Add(scores.values, op.scale(aim, op.lowest / 4))
     share = op.Softmax(others, axis=1)
-    logs = op.Log(op.Max(share, op.constant(_tiny(op))))
+    logs = op.Log(_floored(op, share))
     together = op.sum(op.Mul(share, op.Sub(others, logs)), [1], keepdims=False)  # the log of the sum of their exponentials
     own = op.sum(op.Mul(aim, scores.values), [1], keepdims=False)
     return op.Sub(together, own), op.Sub(share, aim)
@@ -122,6 +121,11 @@ def one_hot(op: Step, labels: Name, classes: int) -> Name:
     """1 at each sample's label and 0 elsewhere, (samples, classes)."""
     numbers = op.Reshape(op.ints(range(classes)), op.ints([1, classes]))
     return op.where(op.Equal(op.unsqueeze(labels, [1]), numbers))
+
+
+def _floored(op: Step, probabilities: Name) -> Name:
+    """Probabilities, those below the smallest as that. Without Max, which repeats no operand before opset 8."""
+    return op.Add(probabilities, op.Relu(op.Sub(op.constant(_tiny(op)), probabilities)))
 
 
 def _tiny(op: Step) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class Clustered:
 
     def features(self, scene: Scene, number: int) -> Array:
         """What channels are compared by, float32 (channels, numbers)."""
-        return np.concatenate([components(rows) for _, rows in filters(scene.group(number), scene.weights)], axis=1)
+        return joined(scene, number, (components(rows) for _, rows in filters(scene.group(number), scene.weights)))
 
     def clusters(self, scene: Scene, number: int) -> int:
         """How many clusters a group is parted into: no more than it has channels."""
@@ -107,7 +107,7 @@ class Distance(Clustered):
     def features(self, scene: Scene, number: int) -> Array:
         """What channels are compared by, float32 (channels, numbers)."""
         found = filters(scene.group(number), scene.weights)
-        return np.concatenate([components(rows) + scales(scene, number, member)[:, None] for member, rows in found], axis=1)
+        return joined(scene, number, (components(rows) + scales(scene, number, member)[:, None] for member, rows in found))
 
 
 class ByTaylor(Clustered):
@@ -123,7 +123,7 @@ class ByTaylor(Clustered):
 
     def features(self, scene: Scene, number: int) -> Array:
         """What channels are compared by, float32 (channels, numbers)."""
-        return np.concatenate([rows for _, rows in filters(scene.group(number), scene.weights)], axis=1)
+        return joined(scene, number, (rows for _, rows in filters(scene.group(number), scene.weights)))
 
 
 def shares(labels: IntArray, order: Scores, count: int) -> IntArray:
@@ -161,6 +161,11 @@ def filters(group: ChannelGroup, weights: Weights) -> Iterator[tuple[Member, Arr
                 rows[channel].append(row)
         if len({sum(map(len, parts)) for parts in rows}) == 1:
             yield member, np.stack([np.concatenate(parts) for parts in rows])
+
+
+def joined(scene: Scene, number: int, parts: Iterable[Array]) -> Array:
+    """The numbers of all producers of a group side by side; nothing, alike for all channels, where it has none."""
+    return np.concatenate([*parts] or [np.zeros((scene.group(number).size, 1), np.float32)], axis=1)
 
 
 def components(rows: Array) -> Array:
