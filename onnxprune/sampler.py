@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.allocation import Limits, Scores, Table, counts, lowest, read_table
 from onnxprune.channels import analyse, chosen, named
-from onnxprune.compensate import MODES, merged, refitted
+from onnxprune.compensate import MODES, fitted, merged, refitted
 from onnxprune.cost import Cost, cost
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
@@ -23,6 +23,7 @@ from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, Saved, Scene, ScoreTable, summed
 from onnxprune.importance import criterion as find_criterion
 from onnxprune.knapsack import Knapsack
+from onnxprune.lazy import AnyModel
 from onnxprune.plan import Plan
 from onnxprune.shapes import infer
 from onnxprune.standing import Analyse, Standing
@@ -93,6 +94,7 @@ class Sampler:
         self.limits = Limits(scope=scope, min_channels=min_channels, round_to=round_to, ratios=own, **given)
         self.compensate = compensate
         self._whole: Scene | None = None
+        self._refitted: tuple[Standing, Standing] | None = None
         self._interval = interval
         self._table = scores if scores is None or isinstance(scores, ScoreTable) else ScoreTable.load(scores)
         parts = {"*": clusters} if isinstance(clusters, int) else read_table(clusters, "--clusters")
@@ -155,7 +157,7 @@ class Sampler:
         part = ratio / self.limits.ratio if self.limits.ratio else 1.0
         own = [None if r is None else r * part for r in chosen(standing.base, self.limits.ratios, "--ratios")]
         there = [scene.group(n) for n in groups]
-        return self.take(standing, counts(there, standing.sizes, scores, limits, own, protection), data)
+        return self.compensated(self.take(standing, counts(there, standing.sizes, scores, limits, own, protection), data), data)
 
     def reach(self, standing: Standing, target: Target, original: Graph, data: Dataset | None = None) -> tuple[Standing, Met]:
         """Let as many channels of each group leave as meet a target, with the least error.
@@ -184,10 +186,11 @@ class Sampler:
             whole,
             lambda counts: self.take(standing, counts, data),
             _price,
-            None if judged is None else lambda found: judged.lost(apply(found.coupling, found.removed).ready()),
+            None if judged is None else lambda found: judged.lost(_cut(self.compensated(found, data))),
             "" if judged is None else judged.measure,
         )
-        return fit.find()
+        found, met = fit.find()
+        return self.compensated(found, data), met
 
     def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
         """Let so many more channels of each group leave."""
@@ -202,10 +205,28 @@ class Sampler:
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
                 again = self._options.recursive and not self._options.compat and len(pairs.leaves)
                 count = count - len(pairs.leaves) if again else 0
-            if self._mode == "least-squares" and scene.group(number).size < whole.group(number).size:
+            if (
+                self._mode == "least-squares"
+                and not self._sequential(data)
+                and scene.group(number).size < whole.group(number).size
+            ):
                 standing = standing.edited(refitted(scene, whole, number))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
         return standing
+
+    def compensated(self, standing: Standing, data: Dataset | None = None) -> Standing:
+        """Let what stays take over from all that has left, layer by layer."""
+        if self._mode != "least-squares" or not self._sequential(data) or not standing.plan.sites:
+            return standing
+        if self._refitted is None or self._refitted[0] is not standing:
+            whole = self._whole
+            assert whole is not None, "made when the channels were chosen"
+            self._refitted = standing, standing.edited(fitted(whole, standing.removed))
+        return self._refitted[1]
+
+    def _sequential(self, data: Dataset | None) -> bool:
+        """Whether layers are fitted once everything has left, rather than group by group."""
+        return data is not None or isinstance(self._criterion, Curved)
 
     def _scene(self, standing: Standing, data: Dataset | None) -> Scene:
         """The model as it is; what is known of it as it was at first is kept."""
@@ -297,6 +318,10 @@ class Sampler:
 
 def _name(given: str | Criterion) -> str:
     return given if isinstance(given, str) else type(given).__name__
+
+
+def _cut(standing: Standing) -> AnyModel:
+    return apply(standing.coupling, standing.removed).ready()
 
 
 def _price(standing: Standing) -> Cost | None:
