@@ -32,8 +32,16 @@ COMMON, OWN = 0.9, 0.3
 SLOPES = (0.8, 1.6)
 """The power of the frequency that a texture's amplitude falls with."""
 
+SLOPE, LEVELS, STEEP = 2.0, (-1.5, 1.5), 4.0
+"""The same power for signals and for pictures in one channel, which may be dark or bright for the most part: how much of them,
+in standard deviations, and how steep the way between is."""
+
+DRAWN = 0.5
+"""How many pictures in one channel are leaves; the others are fields."""
+
 MEAN, SPREAD = 0.47, 0.2
-"""Of what comes out, over the range from dark to bright: those of photographs (ImageNet, CIFAR-10)."""
+"""Of pictures in colour, over the range from dark to bright: about those of photographs (ImageNet, CIFAR-10: 0.47, 0.25); there
+are more edges in leaves, and a little less contrast makes up for it."""
 
 
 NORMS: tuple[Callable[[Sequence[Array]], Array], ...] = (
@@ -44,17 +52,32 @@ NORMS: tuple[Callable[[Sequence[Array]], Array], ...] = (
 """The distances from its middle that make a leaf a ball, a box or an octahedron."""
 
 
-def leaves(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
-    """Pictures of any number of dimensions: balls, boxes and octahedra, each in front of those before it.
+def pictures(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
+    """What a convolution may read: photographs in colour; drawings and scans in one channel; signals in one dimension.
 
     Returns:
         float32 (samples, channels, *shape), 0 is dark and 1 is bright.
     """
+    if channels > 1 and len(shape) > 1:
+        return np.asarray(np.clip(MEAN + SPREAD * leaves(rng, samples, channels, shape), 0, 1), np.float32)
+    found = np.empty((samples, channels, *shape))
+    drawn = rng.random(samples) < DRAWN if len(shape) > 1 else np.zeros(samples, np.bool_)
+    found[~drawn] = fields(rng, int((~drawn).sum()), channels, shape, (SLOPE, SLOPE), own=0.5)
+    if drawn.any():
+        found[drawn] = leaves(rng, int(drawn.sum()), channels, shape)
+    level = rng.uniform(*LEVELS, (samples, *[1] * (1 + len(shape))))
+    return np.asarray(1 / (1 + np.exp(STEEP * (level - found))), np.float32)
+
+
+def leaves(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
+    """Dead leaves in any number of dimensions: balls, boxes and octahedra, each in front of those before it.
+
+    Returns:
+        float32 (samples, channels, *shape) of mean 0 and standard deviation 1 in all.
+    """
     found = np.stack([_picture(rng, channels, tuple(shape)) for _ in range(samples)])
-    texture = COMMON * fields(rng, samples, 1, shape) + OWN * fields(rng, samples, channels, shape)
-    found += TEXTURE * texture
-    found = MEAN + SPREAD * (found - found.mean()) / (found.std() + 1e-9)
-    return np.asarray(np.clip(found, 0, 1), np.float32)
+    found += TEXTURE * COMMON * fields(rng, samples, channels, shape, own=OWN / COMMON)
+    return np.asarray((found - found.mean()) / (found.std() + 1e-9), np.float32)
 
 
 def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) -> Array:
@@ -84,15 +107,25 @@ def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) ->
 
 
 def fields(
-    rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int], slopes: tuple[float, float] = SLOPES
+    rng: np.random.Generator,
+    samples: int,
+    channels: int,
+    shape: Sequence[int],
+    slopes: tuple[float, float] = SLOPES,
+    *,
+    own: float,
 ) -> Array:
-    """Random fields of mean 0 and standard deviation 1 whose amplitude falls with a power of the frequency, one per sample.
+    """Random fields of mean 0 and standard deviation 1 whose amplitude falls with a power of the frequency, drawn for each.
+
+    Args:
+        own: how much of a field is each channel's own, over what they share.
 
     Returns:
         float32 (samples, channels, *shape).
     """
     slope = rng.uniform(*slopes, (samples, *[1] * (1 + len(shape))))
-    found = smoothed(rng.standard_normal((samples, channels, *shape)), slope)
+    drawn = own * rng.standard_normal((samples, channels, *shape)) + rng.standard_normal((samples, 1, *shape))
+    found = smoothed(drawn, slope)
     axes = tuple(range(2, found.ndim))
     return np.asarray((found - found.mean(axes, keepdims=True)) / (found.std(axes, keepdims=True) + 1e-9), np.float32)
 
