@@ -36,35 +36,29 @@ SLOPE, LEVELS, STEEP = 2.0, (-1.5, 1.5), 4.0
 """The same power for signals and for pictures in one channel, which may be dark or bright for the most part: how much of them,
 in standard deviations, and how steep the way between is."""
 
-DRAWN = 0.5
-"""How many pictures in one channel are leaves; the others are fields."""
-
 MEAN, SPREAD = 0.47, 0.2
 """Of pictures in colour, over the range from dark to bright: about those of photographs (ImageNet, CIFAR-10: 0.47, 0.25); there
 are more edges in leaves, and a little less contrast makes up for it."""
 
 
 NORMS: tuple[Callable[[Sequence[Array]], Array], ...] = (
-    lambda places: np.sqrt(sum(p * p for p in places)),
+    lambda places: np.sqrt(reduce(np.add, [p * p for p in places])),
     lambda places: reduce(np.maximum, [np.abs(p) for p in places]),
-    lambda places: sum(np.abs(p) for p in places),
+    lambda places: reduce(np.add, [np.abs(p) for p in places]),
 )
 """The distances from its middle that make a leaf a ball, a box or an octahedron."""
 
 
 def pictures(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
-    """What a convolution may read: photographs in colour; drawings and scans in one channel; signals in one dimension.
+    """What a convolution may read: photographs, of which leaves have the edges and colours; fields with large dark and bright
+    regions in place of drawings and scans in one channel, and of signals in one dimension.
 
     Returns:
         float32 (samples, channels, *shape), 0 is dark and 1 is bright.
     """
     if channels > 1 and len(shape) > 1:
         return np.asarray(np.clip(MEAN + SPREAD * leaves(rng, samples, channels, shape), 0, 1), np.float32)
-    found = np.empty((samples, channels, *shape))
-    drawn = rng.random(samples) < DRAWN if len(shape) > 1 else np.zeros(samples, np.bool_)
-    found[~drawn] = fields(rng, int((~drawn).sum()), channels, shape, (SLOPE, SLOPE), own=0.5)
-    if drawn.any():
-        found[drawn] = leaves(rng, int(drawn.sum()), channels, shape)
+    found = fields(rng, samples, channels, shape, (SLOPE, SLOPE), own=0.5)
     level = rng.uniform(*LEVELS, (samples, *[1] * (1 + len(shape))))
     return np.asarray(1 / (1 + np.exp(STEEP * (level - found))), np.float32)
 
@@ -93,11 +87,12 @@ def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) ->
         rotation = _rotation(rng, dimensions)
         turned = stretch * rotation
         reach = (radius + 1) * np.sqrt(dimensions * np.sum(np.square(rotation / stretch), axis=0))
-        low, high = np.floor(np.maximum(centre - reach, 0)).astype(int), np.ceil(np.minimum(centre + reach + 1, shape)).astype(int)
+        low = np.floor(np.maximum(centre - reach, 0)).astype(int)
+        high = np.ceil(np.minimum(centre + reach + 1, shape)).astype(int)
         window = (slice(None), *map(slice, low, high))
         grid = np.ogrid[tuple(map(slice, low, high))]
         axes = [(line - c).astype(np.float32) for line, c in zip(grid, centre, strict=True)]
-        places = [sum(np.float32(k) * axis for k, axis in zip(row, axes, strict=True)) for row in turned]
+        places = [reduce(np.add, [np.float32(k) * a for k, a in zip(row, axes, strict=True)]) for row in turned]
         distance = NORMS[rng.integers(len(NORMS))](places)
         inside = np.clip(radius - distance + 0.5, 0, 1)
         colour, change = _colour(rng, channels), SHADING * _colour(rng, channels)

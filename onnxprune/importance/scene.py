@@ -14,9 +14,10 @@ from onnxprune.data import Dataset, rechunked
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
 from onnxprune.importance.calibration import Calibration
-from onnxprune.importance.spread import stacked
 from onnxprune.importance.extent import extent
-from onnxprune.importance.synthetic import Feeds, synthetic
+from onnxprune.importance.pull import Feeds
+from onnxprune.importance.spread import stacked
+from onnxprune.importance.synthetic import synthetic
 from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.lossless import Handover, Left, Slot, Sum, all_sums, bias_slot

@@ -49,7 +49,8 @@ def synthetic(
 
     Args:
         interval: by default what the weights tell of it (:func:`~onnxprune.importance.extent.extent`).
-        samples: how many; by default as many as there is time for in a second or so, but four at least.
+        samples: how many; by default as many as there is time for in a second or so, but four at least. These are not pulled if
+            they are pictures: then more of them tell more.
 
     Yields:
         arrays by input name, of several samples each where the model takes any number.
@@ -58,7 +59,7 @@ def synthetic(
     low, high = extent(coupling) if interval is None else interval
     sources = [_Source(coupling, port, (low, high)) for port in coupling.graph.inputs]
     pictures = {s.port.name: s.first for s in sources if s.first is not None and s.first.sees_pictures}
-    pull = Pull.of(coupling, pictures)
+    pull = None if pictures and samples is None else Pull.of(coupling, pictures)
     once = max(1, sum(macs(step.call) for step in coupling.flow.steps))
     pulling = 3 * STEPS * once
     wanted = int(np.clip(WORK // (once if pull is None else once + pulling), 4, SAMPLES)) if samples is None else samples
