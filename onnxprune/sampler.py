@@ -46,8 +46,7 @@ class Sampler:
         scores: a table of scores, or its path; criteria that it has are not measured again.
         compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
             the first for criteria that choose pairs, the second for others.
-        interval: of the model's inputs; by default that of the data they are measured on, or without what the weights tell of
-            pictures that a convolution reads, else 0 to 1.
+        interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
         params, recursive, pool, compat, samples, analysis, seed: as in :class:`~onnxprune.importance.Options`.
         clusters: of the k-means criteria: one number for all groups, or numbers by pattern, or a JSON file of these.
 
@@ -96,7 +95,7 @@ class Sampler:
         self.compensate = compensate
         self._whole: Scene | None = None
         self._refitted: tuple[Standing, Standing] | None = None
-        self._interval = self._known = interval
+        self._interval = interval
         self._table = scores if scores is None or isinstance(scores, ScoreTable) else ScoreTable.load(scores)
         parts = {"*": clusters} if isinstance(clusters, int) else read_table(clusters, "--clusters")
         inputs = interval or (0.0, 1.0)
@@ -117,13 +116,12 @@ class Sampler:
         self._set(criterion)
 
     def look_at(self, data: Dataset | None) -> None:
-        """Take the interval of the inputs from data, where none was given."""
+        """Take the interval of the inputs from data, where none was given; 0 to 1 without."""
         floats = [] if data is None else [v for v in data.inputs.values() if v.dtype.kind == "f"]
         if self._interval is None and floats:
             low, high = min(float(v.min()) for v in floats), max(float(v.max()) for v in floats)
             if low < high:
-                self._known = low, high
-                self._options = replace(self._options, interval=self._known)
+                self._options = replace(self._options, interval=(low, high))
                 self._whole = None
                 self._set(self._given)
 
@@ -233,7 +231,8 @@ class Sampler:
     def _scene(self, standing: Standing, data: Dataset | None) -> Scene:
         """The model as it is; what is known of it as it was at first is kept."""
         if self._whole is None or self._whole.coupling is not standing.base or self._whole.data is not data:
-            self._whole = Scene(standing.base, standing.gone, self._known, data=data)
+            interval = self._options.interval if self._interval or data is not None else None
+            self._whole = Scene(standing.base, standing.gone, interval, data=data)
         return self._whole.after(standing.coupling, standing.removed, standing.heirs)
 
     @property

@@ -14,10 +14,9 @@ from onnxprune.data import Dataset, rechunked
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
 from onnxprune.importance.calibration import Calibration
-from onnxprune.importance.extent import extent
 from onnxprune.importance.pull import Feeds
 from onnxprune.importance.spread import stacked
-from onnxprune.importance.synthetic import synthetic
+from onnxprune.importance.synthetic import plenty, synthetic
 from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.lossless import Handover, Left, Slot, Sum, all_sums, bias_slot
@@ -26,9 +25,6 @@ from onnxprune.rules.notation import letters
 from onnxprune.runtime import Kernels, Session, tapped
 from onnxprune.surgery import mask
 from onnxprune.weights import Array
-
-SYNTHETIC = 512
-"""Synthetic inputs that stand in for the user's."""
 
 _LINE = (0, 1, -64, 64)
 """What is added to a layer's sums to see how far they are only scaled and shifted."""
@@ -40,22 +36,21 @@ _BEND = np.linspace(-3, 3, 25)
 class Scene:
     """A model of which the components ``removed`` have left; groups are looked at with the channels that are there.
 
-    ``interval``: of the inputs, None where nothing is known of it. ``heirs``: components that stand in for some that have
-    left. ``data``: what the user gives to measure on.
+    ``heirs``: components that stand in for some that have left. ``data``: what the user gives to measure on.
     """
 
     def __init__(
         self,
         coupling: Coupling,
         removed: BoolArray,
-        interval: tuple[float, float] | None = (0.0, 1.0),
+        interval: tuple[float, float] | None = None,
         heirs: BoolArray | None = None,
         before: Scene | None = None,
         *,
         data: Dataset | None = None,
     ) -> None:
         self.coupling, self.graph, self.data = coupling, coupling.graph, data
-        self._interval = interval
+        self.interval, self._given = interval or (0.0, 1.0), interval
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
@@ -71,7 +66,7 @@ class Scene:
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
-        return Scene(coupling, removed, self._interval, heirs, self, data=self.data)
+        return Scene(coupling, removed, self._given, heirs, self, data=self.data)
 
     def calibration(self, criterion: str) -> Calibration:
         """The model as it was at first, on the data that a criterion needs.
@@ -118,26 +113,19 @@ class Scene:
 
     @cached_property
     def feeds(self) -> list[Feeds]:
-        """Synthetic inputs, made from the model as it was at first, as many as there is time for."""
-        return list(synthetic(self.coupling, self.interval)) if self._origin is self else self._origin.feeds
-
-    @cached_property
-    def interval(self) -> tuple[float, float]:
-        """Of the inputs: what is known of them, or what the weights tell."""
-        if self._interval is not None:
-            return self._interval
-        return extent(self.coupling) if self._origin is self else self._origin.interval
+        """Synthetic inputs, made from the model as it was at first."""
+        return list(synthetic(self.coupling, self._given)) if self._origin is self else self._origin.feeds
 
     def chunks(self, most: int) -> list[Feeds]:
         """The user's inputs, evenly chosen where there are more than ``most``, or synthetic ones; some at a time."""
         if self.data is not None:
             return self.data.chunks(self.graph.inputs, most)
-        return list(rechunked(self._origin._made, self.graph.inputs, most))
+        return list(rechunked(self._origin._plenty, self.graph.inputs, most))
 
     @cached_property
-    def _made(self) -> list[Feeds]:
-        """Synthetic inputs in place of the user's."""
-        return list(synthetic(self.coupling, self.interval, samples=SYNTHETIC))
+    def _plenty(self) -> list[Feeds]:
+        """Synthetic inputs in the range that the user gives, or the weights tell."""
+        return list(synthetic(self.coupling, self._given, samples=plenty(self.coupling)))
 
     def group(self, number: int) -> ChannelGroup:
         """A group with the channels that are there."""

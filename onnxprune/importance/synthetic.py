@@ -38,6 +38,9 @@ WORK = 2_000_000_000
 PULLING = 1_200_000_000_000
 """Those that pulling takes at most, where it is; the inputs that are left are not pulled."""
 
+PLENTY, PLENTY_WORK = 512, 1_000_000_000_000
+"""Inputs that statistics are made of, at most, and operations for running the model on them once."""
+
 
 def synthetic(
     coupling: Coupling, interval: Interval | None = None, *, samples: int | None = None, seed: int = 0
@@ -73,6 +76,11 @@ def synthetic(
             pulled = pull.pulled(joined, lengths, (low, high) if pictures else None, rng)
             drawn = {s.port.name: pulled[s.port.name].reshape(-1, *s.shape) for s in sources}
         yield from _apart(sources, drawn)
+
+
+def plenty(coupling: Coupling) -> int:
+    """How many inputs statistics are made of, in a minute or so."""
+    return int(np.clip(PLENTY_WORK // max(1, sum(macs(s.call) for s in coupling.flow.steps)), 16, PLENTY))
 
 
 def _apart(sources: list[_Source], drawn: Feeds) -> Iterator[Feeds]:
