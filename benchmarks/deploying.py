@@ -42,7 +42,8 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         spec = importlib.util.spec_from_file_location("prepare", folder / "prepare.py")
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         self.prepare = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.prepare)
         self.folder, self.plain = folder, self.prepare.npz
@@ -106,7 +107,7 @@ def characters(source: Source, seed: int) -> Split:
         vocabulary = json.loads((source.folder / "raw" / "textgenrnn_vocab.json").read_text())
         lines = (source.folder / "raw" / "reddit_apple_android_2000.txt").read_text(encoding="utf8").split("\n")[400:]
         rng = np.random.default_rng(seed)
-        found = []
+        found: list[list[int]] = []
         while len(found) < SAMPLES:
             ids = [vocabulary.get(c, 0) for c in ["<s>", *lines[rng.integers(len(lines))].strip('"'), "<s>"]]
             end = int(rng.integers(1, len(ids)))
@@ -264,10 +265,10 @@ def measured(name: str, method: str, seed: int, model: Path, source: Source, out
     split = case.load(source, seed)
     stem = f"{name} {method} {seed}".replace(" ", "_").replace(",", "")
     pruned, report = out / f"{stem}.onnx", out / f"{stem}.json"
-    command = [sys.executable, "-m", "onnxprune", "prune", model, "-o", pruned, *METHODS[method], *case.options, "--report", report]
-    command += ["--seed", seed]
+    command = [sys.executable, "-m", "onnxprune", "prune", model, "-o", pruned, "--report", report, "--seed", seed]
+    command += [*METHODS[method], *case.options]
     if case.data and method == "obs":
-        np.savez(out / "calibration.npz", **split.seen)
+        np.savez(out / "calibration.npz", **split.seen)  # type: ignore[arg-type]
         command += ["--data", out / "calibration.npz"]
     row: dict[str, Any] = {"case": name, "method": method, "seed": seed, "model": case.model, "bar": case.bar}
     row |= {"measure": case.measure} | run([str(part) for part in command])

@@ -65,7 +65,6 @@ def _scores(gone: Eliminated) -> Scores:
 def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
     """Each group with what reads its channels, after that has seen the inputs."""
     layers = {layer.call.node.index: layer for layer in linear_layers(scene.coupling)}
-    chunks = scene.chunks(SAMPLES)
     waiting = list(range(len(scene.coupling.groups)))
     while waiting:
         there: dict[int, list[Reader]] = {}
@@ -79,8 +78,9 @@ def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
         names = list(dict.fromkeys(name for readers in there.values() for reader in readers for name in reader.tensors))
         if names:
             session = Session(tapped(scene.graph.assemble(), names, only=True).ready(), threads=2)
-            for turn, feeds in enumerate(chunks):
+            for turn, feeds in enumerate(scene.chunks(SAMPLES, names)):
                 seen = dict(zip(names, session.run(feeds, names), strict=True))
                 for reader in (reader for readers in there.values() for reader in readers):
                     reader.add([np.asarray(seen[name]) for name in reader.tensors], turn)
+                seen.clear()
         yield from there.items()
