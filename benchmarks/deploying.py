@@ -19,10 +19,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,17 +279,21 @@ def measured(name: str, method: str, seed: int, model: Path, source: Source, out
     return row
 
 
+WATCH = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+found = {"cpu_s": used.ru_utime + used.ru_stime, "wall_s": time.perf_counter() - start, "peak_mb": used.ru_maxrss / 1000}
+print(json.dumps({k: round(v, 1) for k, v in found.items()} | ({"error": done.stderr.strip()} if done.returncode else {})))
+"""
+"""Run by a process of its own: a child's peak counts what its parent had in memory when it was started."""
+
+
 def run(command: list[str]) -> dict[str, Any]:
-    """What a command takes."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stderr is not None
-        said = child.stderr.read()
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    found = {"cpu_s": round(used.ru_utime + used.ru_stime, 1), "wall_s": round(time.perf_counter() - start, 1)}
-    found["peak_mb"] = round(used.ru_maxrss / 1000)
-    return found | ({"error": said.strip().splitlines()[-1]} if child.returncode else {})
+    """What a command takes: CPU and wall seconds, and the peak of its memory."""
+    done = subprocess.run([sys.executable, "-c", WATCH, *command], stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout))
 
 
 def judged(model: Path, pruned: Path, split: Split) -> dict[str, Any]:
