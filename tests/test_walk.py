@@ -59,7 +59,7 @@ def test_walks_in_any_order_see_what_one_run_sees(seed: int, monkeypatch: pytest
 
 
 def test_only_what_is_needed_runs_and_is_kept() -> None:
-    model, chunks, names = winding_model()
+    model, chunks, _ = winding_model()
     walk = Walk(model, chunks, ["relu2", "tanh4"])
     walk.take("relu2")
     assert set(walk._there) == {"x0", "relu2"}  # which the Concat and the branch will read
@@ -125,5 +125,5 @@ def test_nodes_in_any_order_are_put_in_one() -> None:
 def test_a_part_that_does_not_run_says_why() -> None:
     graph, feeds = finished(LAYERS["gemm"])
     walk = Walk(graph.assemble().complete(), [{name: v[:, :-1] for name, v in feeds.items()}], ["gemm0"])
-    with pytest.raises(ModelError, match="onnxruntime .* can't run the model: .*Gemm.*; correct it, or export it again"):
+    with pytest.raises(ModelError, match=r"onnxruntime .* can't run the model: .*Gemm.*; correct it, or export it again"):
         walk.take("gemm0")

@@ -126,7 +126,8 @@ def eliminate(systems: Sequence[System], alpha: float) -> Eliminated:
     while len(left):
         costs = np.sum([state.costs(left) for state in states], axis=0)
         near = left[np.argsort(costs, kind="stable")[: 1 + NEAR * (together - 1)]]
-        parts, there, chosen = [state.part(near) for state in states], np.arange(len(near)), []
+        parts, there = [state.part(near) for state in states], np.arange(len(near))
+        chosen: list[int] = []
         while len(there) and len(chosen) < together:  # one by one: of two that are alike, the other is needed then
             costs = np.sum([part.costs(there) for part in parts], axis=0)
             best = int(np.argmin(costs))
