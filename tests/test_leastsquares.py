@@ -143,7 +143,7 @@ def test_places_are_columns_of_channels(name: str) -> None:
 
 
 def test_what_is_no_linear_layer() -> None:
-    """Weights that are read twice, products of tensors, turned operands; a control that is one."""
+    """Weights that are read twice, products of tensors, turned operands, what is added and no bias; a control that is one."""
 
     def twice(g: Net) -> str:
         x, w = g.input(g.randn(3, 4)), g.w(4, 4)
@@ -158,7 +158,16 @@ def test_what_is_no_linear_layer() -> None:
     def nothing(g: Net) -> str:
         return g.Gemm(g.input(g.randn(3, 4)), g.w(4, 2), alpha=0.0)
 
-    for build in (twice, product, turned, nothing):
+    def added(g: Net) -> str:
+        return g.Gemm(g.input(g.randn(3, 4)), g.w(4, 2), g.input(g.randn(3, 2)))
+
+    def table(g: Net) -> str:
+        return g.Gemm(g.input(g.randn(3, 4)), g.w(4, 2), g.w(3, 2))
+
+    def column(g: Net) -> str:
+        return g.Gemm(g.input(g.randn(3, 4)), g.w(4, 2), g.w(3, 1))
+
+    for build in (twice, product, turned, nothing, added, table, column):
         assert linear_layers(analyse(finished(build)[0])) == []
     assert len(linear_layers(analyse(finished(LAYERS["gemm"])[0]))) == 1
 
@@ -358,6 +367,7 @@ TAILS = {  # what it ends with, the operator of what is added, and the bounds
     "norm": ("BatchNormalization", "", (-np.inf, np.inf)),
     "dying norm": ("Conv", "", (-np.inf, np.inf)),
     "norm, add, relu": ("Add", "Sigmoid", (0.0, np.inf)),
+    "add, broadcast": ("Conv", "", (-np.inf, np.inf)),
     "add itself": ("Conv", "", (-np.inf, np.inf)),
     "add a number": ("Conv", "", (-np.inf, np.inf)),
     "read besides": ("Conv", "", (-np.inf, np.inf)),
@@ -371,7 +381,7 @@ def test_what_follows_a_layer(kind: str) -> None:
     """Its parts are those of the graph, and what they say is what onnxruntime computes."""
     graph, feeds = finished(stretch(kind))
     layer = layer_of(graph)
-    tail = tail_of(graph, layer)
+    tail = tail_of(analyse(graph), layer)
     end, other, bounds = TAILS[kind]
     assert graph.producers[tail.end].op == end
     assert (graph.producers[tail.other].op if tail.other else "") == other
