@@ -82,7 +82,9 @@ class _Trial:
         rank = len(self.shape)
         ranks = {name: len(shapes.get(name) or ()) for name in (*self.normalised, *bent)}
         self.axes = {n: 1 if r in (2, rank) or n in self.normalised else -1 for n, r in ranks.items() if r > 1}
-        self.read = [name for name in (self.normalised or bent) if name in self.axes and shapes.elem_types[name] == TensorProto.FLOAT]
+        self.read = [
+            name for name in (self.normalised or bent) if name in self.axes and shapes.elem_types[name] == TensorProto.FLOAT
+        ]
         if not self.read:
             raise ModelError("the model has no activations to tell by")
         self.session = Session(tapped(graph.assemble(), self.read, only=True).ready())

@@ -77,7 +77,9 @@ class FirstLayer:
             if self.sees_pictures:
                 return self._placed(leaves(rng, samples, channels, shape), runs)
             level = rng.uniform(*LEVELS, (samples, 1, 1))
-            field = (fields(rng, samples, channels, shape, (SLOPE, SLOPE)) + 2 * fields(rng, samples, 1, shape, (SLOPE, SLOPE))) / 5**0.5
+            field = (
+                fields(rng, samples, channels, shape, (SLOPE, SLOPE)) + 2 * fields(rng, samples, 1, shape, (SLOPE, SLOPE))
+            ) / 5**0.5
             return self._placed(1 / (1 + np.exp(-4 * (field - level))), runs)
         if self.axis is None or self.weight.ndim != 2:
             return None

@@ -70,7 +70,10 @@ def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) ->
         rotation = _rotation(rng, dimensions)
         turned = stretch * rotation
         reach = (radius + 1) * np.sqrt(dimensions * np.sum(np.square(rotation / stretch), axis=0))
-        low, high = np.floor(np.maximum(centre - reach, 0)).astype(int), np.ceil(np.minimum(centre + reach + 1, shape)).astype(int)
+        low, high = (
+            np.floor(np.maximum(centre - reach, 0)).astype(int),
+            np.ceil(np.minimum(centre + reach + 1, shape)).astype(int),
+        )
         window = (slice(None), *map(slice, low, high))
         grid = np.ogrid[tuple(map(slice, low, high))]
         axes = [(line - c).astype(np.float32) for line, c in zip(grid, centre, strict=True)]

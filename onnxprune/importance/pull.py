@@ -89,4 +89,9 @@ class Pull:
         return [np.concatenate(found) for found in zip(*parts, strict=True)]
 
     def _shifted(self, name: str, values: Array, by: Array) -> Array:
-        return self.pictures[name].shifted(values.reshape(-1, self.pictures[name].size), by).reshape(values.shape).astype(values.dtype)
+        return (
+            self.pictures[name]
+            .shifted(values.reshape(-1, self.pictures[name].size), by)
+            .reshape(values.shape)
+            .astype(values.dtype)
+        )

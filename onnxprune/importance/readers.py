@@ -64,8 +64,8 @@ class LayerReader:
             return None
         places = layer.places(found[1][np.argsort(order)])
         if layer.columns <= WIDEST:
-            return cls(scene, layer, tail_of(scene.graph, layer), places, np.arange(layer.columns)[:, None])
-        return cls(scene, layer, tail_of(scene.graph, layer), np.arange(len(places))[:, None], places)
+            return cls(scene, layer, tail_of(scene.coupling, layer), places, np.arange(layer.columns)[:, None])
+        return cls(scene, layer, tail_of(scene.coupling, layer), np.arange(len(places))[:, None], places)
 
     @property
     def tensors(self) -> tuple[str, ...]:

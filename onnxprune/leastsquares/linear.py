@@ -53,6 +53,8 @@ class Linear:
             return None
         shape = graph.weights.shape(weight)
         slot = bias_slot(graph, sum_)
+        if slot is None and node.input(2):  # something is added that is no bias
+            return None
         bias = None if slot is None else graph.producers[slot[0].outputs[0]]
         target = node.outputs[0] if bias is None else bias.outputs[0]
         if node.op == "Conv":

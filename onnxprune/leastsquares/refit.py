@@ -120,15 +120,10 @@ class Refit:
 
     def _job(self, layer: Linear, last: Mapping[str, int], place: int) -> Job | None:
         read, made = self._left(layer.reads, layer.inputs), self._left(layer.makes, layer.groups * layer.outputs)
-        tail = tail_of(self.coupling.graph, layer)
-        if tail.other and not (tail.other in last and last[tail.other] < place and self._alike(tail)):
+        tail = tail_of(self.coupling, layer)
+        if tail.other and not (tail.other in last and last[tail.other] < place):
             tail = tail.without_other(layer.target)
         return Job(layer, tail, read, made) if read.any() and made.any() else None
-
-    def _alike(self, tail: Tail) -> bool:
-        """Whether what is added has the shape of what it is added to."""
-        shapes = self.coupling.shapes
-        return shapes.get(tail.other) is not None and shapes.get(tail.other) == shapes.get(tail.end)
 
     def _left(self, site: Site, size: int) -> BoolArray:
         known = site in self.coupling.flow.sites
