@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.graph import Graph
-from onnxprune.leastsquares.linear import Linear
+from onnxprune.leastsquares.linear import Linear, Product
 from onnxprune.structure import Node
 from onnxprune.weights import Array
 
@@ -40,6 +40,8 @@ class Tail:
 def tail_of(graph: Graph, layer: Linear) -> Tail:
     """What follows a layer."""
     size = layer.groups * layer.outputs
+    if not isinstance(layer, Product):
+        return Tail("", np.ones(size), np.zeros(size))
     plain = Tail(layer.target, np.ones(size), np.zeros(size))
     node, found = _only_reader(graph, layer.target), plain
     if node is not None and node.op == "BatchNormalization" and layer.convolves:
