@@ -7,7 +7,8 @@ random fields whose amplitude falls with a power of the frequency (Field 1987).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -35,6 +36,14 @@ MEAN, SPREAD = 0.47, 0.2
 """Of what comes out, over the range from dark to bright: those of photographs (ImageNet, CIFAR-10)."""
 
 
+NORMS: tuple[Callable[[Sequence[Array]], Array], ...] = (
+    lambda places: np.sqrt(sum(p * p for p in places)),
+    lambda places: reduce(np.maximum, [np.abs(p) for p in places]),
+    lambda places: sum(np.abs(p) for p in places),
+)
+"""The distances from its middle that make a leaf a ball, a box or an octahedron."""
+
+
 def leaves(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
     """Pictures of any number of dimensions: balls, boxes and octahedra, each in front of those before it.
 
@@ -56,17 +65,20 @@ def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) ->
     for _ in range(rng.integers(*LEAVES)):
         radius = float(np.exp(rng.uniform(np.log(SIZES[0]), np.log(max(SIZES[0], SIZES[1] * min(shape))))))
         centre = rng.uniform(0, shape)
-        stretch = rng.uniform(-STRETCH, STRETCH, dimensions)
-        turned = np.exp(stretch - stretch.mean())[:, None] * _rotation(rng, dimensions)
-        reach = (radius + 1) * np.sqrt(dimensions) * np.linalg.norm(np.linalg.inv(turned), axis=1)
+        stretch = rng.uniform(-STRETCH, STRETCH, (dimensions, 1))
+        stretch = np.exp(stretch - stretch.mean())
+        rotation = _rotation(rng, dimensions)
+        turned = stretch * rotation
+        reach = (radius + 1) * np.sqrt(dimensions * np.sum(np.square(rotation / stretch), axis=0))
         low, high = np.floor(np.maximum(centre - reach, 0)).astype(int), np.ceil(np.minimum(centre + reach + 1, shape)).astype(int)
         window = (slice(None), *map(slice, low, high))
-        grid = np.meshgrid(*(np.arange(a, b) - c for a, b, c in zip(low, high, centre, strict=True)), indexing="ij")
-        places = np.tensordot(turned.astype(np.float32), np.stack(grid).astype(np.float32), 1)
-        distance = np.linalg.norm(places, (2, np.inf, 1)[rng.integers(3)], axis=0)
+        grid = np.ogrid[tuple(map(slice, low, high))]
+        axes = [(line - c).astype(np.float32) for line, c in zip(grid, centre, strict=True)]
+        places = [sum(np.float32(k) * axis for k, axis in zip(row, axes, strict=True)) for row in turned]
+        distance = NORMS[rng.integers(len(NORMS))](places)
         inside = np.clip(radius - distance + 0.5, 0, 1)
         colour, change = _colour(rng, channels), SHADING * _colour(rng, channels)
-        paint = colour[each] + change[each] * places[0] / (radius + 1)
+        paint = colour[each] + change[each] * (places[0] / (radius + 1))
         found[window] += inside * (paint - found[window])
     return found
 

@@ -35,6 +35,9 @@ SAMPLES, BATCH = 2048, 256
 WORK = 2_000_000_000
 """Multiply-accumulate operations that making them takes at most."""
 
+PLENTY, PLENTY_WORK = 512, 1_000_000_000_000
+"""Inputs that statistics are made of, at most, and operations for making these."""
+
 
 def synthetic(
     coupling: Coupling, interval: Interval | None = None, *, samples: int | None = None, seed: int = 0
@@ -67,6 +70,11 @@ def synthetic(
             pulled = pull.pulled(joined, lengths, (low, high) if pictures else None, rng)
             drawn = {s.port.name: pulled[s.port.name].reshape(-1, *s.shape) for s in sources}
         yield from _apart(sources, drawn)
+
+
+def plenty(coupling: Coupling) -> int:
+    """How many inputs statistics are made of, in a minute or so."""
+    return int(np.clip(PLENTY_WORK // ((1 + 3 * STEPS) * max(1, sum(macs(s.call) for s in coupling.flow.steps))), 16, PLENTY))
 
 
 def _apart(sources: list[_Source], drawn: Feeds) -> Iterator[Feeds]:
