@@ -14,7 +14,7 @@ from onnxprune.cost import Cost
 from onnxprune.errors import TargetError
 from onnxprune.knapsack import Knapsack
 from onnxprune.labels import IntArray
-from onnxprune.target import NAMES, Check, Met, Target
+from onnxprune.target import NAMES, SPEED, Check, Met, Target, amount_of
 
 CHECKS = 9
 """Models that are measured on data, at most, to meet a target that data decide."""
@@ -59,6 +59,7 @@ class Fit(Generic[S]):
 
     def __post_init__(self) -> None:
         self._size = self.target.size
+        self._timed: list[tuple[tuple[S, int], int]] = []
         self._before = int(getattr(self.whole, self._size))
         cost = self.knapsack.cost
         self._offset = self._before - cost.dead - cost.total([0] * len(self.knapsack.allowed))
@@ -72,7 +73,7 @@ class Fit(Generic[S]):
         if self.target.measured:
             allowed = self.target.amount if self.target.kind == "accuracy-drop" else 1 - self.target.amount
             found, cost, lost = self._searched(self._least, allowed + 1e-12)
-            return found, self._met(cost, True, lost)
+            return found, self._met(found, cost, True, lost)
         limit = self.target.limit(self.whole)
         made = self._within(limit)
         if made is None:
@@ -82,7 +83,7 @@ class Fit(Generic[S]):
         found, cost = made
         passed = cost <= limit
         if self.target.max_drop is None or self.lost is None:
-            return found, self._met(cost, passed, None)
+            return found, self._met(found, cost, passed, None)
         lost = self._checked(found, cost, self.target.max_drop + 1e-12)
         if lost > self.target.max_drop + 1e-12:
             found, cost, lost = self._searched(cost, self.target.max_drop + 1e-12)
@@ -90,10 +91,10 @@ class Fit(Generic[S]):
         if not passed and not self.target.best_effort:
             raise TargetError(
                 f"target {self.target} can't be met with --max-drop {self.target.max_drop:g}: the smallest model measured that "
-                f"loses no more keeps {cost / self._before:.4f} of the {NAMES[self._size]} ({cost:,} of {self._before:,}); "
+                f"loses no more keeps {cost / self._before:.4f} of the {NAMES[self._size]} ({self._of(cost)}); "
                 "nothing was written; allow more, ask for less, or take that model with --best-effort"
             )
-        return found, self._met(cost, passed, lost)
+        return found, self._met(found, cost, passed, lost)
 
     @property
     def _least(self) -> int:
@@ -101,10 +102,11 @@ class Fit(Generic[S]):
         return self.knapsack.least + self._offset
 
     def _unreachable(self) -> str:
-        share = self._least / self._before if self._before else 1.0
+        least = min((cost for _, cost in self._timed), default=self._least)
+        share = least / self._before if self._before else 1.0
         return (
             f"target {self.target} can't be met: at least {np.ceil(1e4 * share) / 1e4:g} of the {NAMES[self._size]} "
-            f"({self._least:,} of {self._before:,}) are left if no group loses more than --max-ratio {self.target.max_ratio:g} "
+            f"({self._of(least)}) are left if no group loses more than --max-ratio {self.target.max_ratio:g} "
             "of its channels, and the rest is frozen; nothing was written; `onnxprune inspect` says what is in the way, "
             "--best-effort takes the nearest model"
         )
@@ -131,8 +133,14 @@ class Fit(Generic[S]):
     def _made(self, counts: Counts) -> tuple[S, int]:
         """A model, and what it costs."""
         made = self.take(counts)
-        price = self.price(made)
-        return made, self.knapsack.cost.total(counts) + self._offset if price is None else int(getattr(price, self._size))
+        price, foreseen = self.price(made), self.knapsack.cost.total(counts) + self._offset
+        cost = foreseen if price is None else int(getattr(price, self._size))
+        if self._size == SPEED and price is not None:
+            self._timed.append(((made, foreseen), cost))
+        return made, cost
+
+    def _of(self, cost: int) -> str:
+        return f"{amount_of(self._size, cost)} of {amount_of(self._size, self._before)}"
 
     def _searched(self, least: int, allowed: float) -> tuple[S, int, float]:
         """The smallest of some models that lose no more than allowed, found by halving between ``least`` and the original."""
@@ -162,6 +170,8 @@ class Fit(Generic[S]):
         self.checks.append(Check(round(cost / max(self._before, 1), 6), lost, lost <= allowed))
         return lost
 
-    def _met(self, cost: int, passed: bool, lost: float | None) -> Met:
+    def _met(self, found: S, cost: int, passed: bool, lost: float | None) -> Met:
         value = 1 - lost if lost is not None and self.measure == "agreement" else lost
-        return Met(self.target, self._before, cost, passed, value, self.measure if lost is not None else "", tuple(self.checks))
+        foreseen = next((time for (made, time), _ in self._timed if made is found), None)
+        measure = self.measure if lost is not None else ""
+        return Met(self.target, self._before, cost, passed, value, measure, tuple(self.checks), foreseen)

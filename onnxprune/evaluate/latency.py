@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,3 +61,107 @@ def in_turns(
         if turn >= 4 and time.perf_counter() > end:
             break
     return [Latency(float(np.median(t)), *(float(q) for q in np.quantile(t, [0.25, 0.75]))) for t in times]
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """How much longer one model runs than another.
+
+    Attributes:
+        ratio: the median of the ratios of runs right after each other.
+        low, high: its confidence interval, 95 %.
+        turns: how many ratios.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    turns: int
+
+    @property
+    def slower(self) -> bool:
+        """Whether the one model is slower, as far as noise lets tell."""
+        return self.low > 1 or self.ratio > 1 + _ALIKE
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON data."""
+        return asdict(self)
+
+
+_ALIKE = 0.02
+"""Models whose latencies differ by less are equally fast, if it can't be told with confidence which one is faster."""
+
+_LEAST = 1e-3
+"""Seconds that are measured at a time, at least; quicker models run several times."""
+
+
+def race(one: Session, other: Session, feeds: Mapping[str, Array], *, seconds: float = 4.0, precision: float = 0.01) -> Race:
+    """How much longer the other model runs than the one, from runs right after each other, until that is precise enough.
+
+    Args:
+        seconds: of measuring at most; but nine turns at least.
+        precision: half the width of the confidence interval that is enough, if it leaves no doubt which one is faster.
+    """
+    sessions = one, other
+    for session in sessions:
+        session.run(feeds)
+    quick = min(_timed(session, feeds, 1) for session in sessions)
+    count = max(1, math.ceil(_LEAST / max(quick, 1e-7)))
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while True:
+        for first in (0, 1):
+            times = {place: _timed(sessions[place], feeds, count) for place in (first, 1 - first)}
+            found.append(math.log(times[1] / times[0]))
+        ordered, n = sorted(found), len(found)
+        reach = int(n / 2 - 0.98 * math.sqrt(n))
+        low, high = ordered[max(reach, 0)], ordered[min(n - 1 - reach, n - 1)]
+        clear = high < 0 or low > 0 or high < math.log1p(_ALIKE)
+        if n > 8 and ((clear and high - low < 2 * precision) or time.perf_counter() > end):
+            return Race(math.exp(float(np.median(ordered))), math.exp(low), math.exp(high), n)
+
+
+def _timed(session: Session, feeds: Mapping[str, Array], count: int) -> float:
+    """Seconds of a run."""
+    start = time.perf_counter()
+    for _ in range(count):
+        session.run(feeds)
+    return (time.perf_counter() - start) / count
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a cut model is, beside the original: one thread, one sample, runs interleaved.
+
+    Attributes:
+        original_ms: the original's latency.
+        plain: of the models as they are. integer: of both in 8-bit integers, where they can be.
+        given_up: how the cut was made smaller because the one that was chosen first is slower; empty if it was not.
+    """
+
+    original_ms: float
+    plain: Race
+    integer: Race | None = None
+    given_up: str = ""
+
+    @property
+    def slower(self) -> bool:
+        """Whether the cut model is, one way or the other."""
+        return self.plain.slower or (self.integer is not None and self.integer.slower)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the report."""
+        found = {"original_ms": round(self.original_ms, 6), "pruned_ms": round(self.original_ms * self.plain.ratio, 6)}
+        races = {"float": self.plain.to_dict(), "int8": None if self.integer is None else self.integer.to_dict()}
+        return {**found, **races, "given_up": self.given_up}
+
+    def __str__(self) -> str:
+        text = f"latency: {self.original_ms:.4g} ms before, {self.original_ms * self.plain.ratio:.4g} ms after, one thread: "
+        text += _times(self.plain)
+        text += "" if self.integer is None else f"; in 8-bit integers both: {_times(self.integer)}"
+        return f"{text}\n  the first cut made the model slower: {self.given_up}" if self.given_up else text
+
+
+def _times(found: Race) -> str:
+    change = f"{1 / found.ratio:.2f} times as fast" if found.ratio < 1 else f"{found.ratio:.3f} times as long"
+    return f"{change} ({1 / found.high:.2f} to {1 / found.low:.2f})" if found.ratio < 1 else change

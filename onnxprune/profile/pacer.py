@@ -1,0 +1,175 @@
+"""Pacer: sees to it that a cut makes a model faster: by widths that are worth having, and by measuring what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.allocation import Rungs
+from onnxprune.channels import Coupling
+from onnxprune.errors import ModelError
+from onnxprune.evaluate import Race, Speed, race
+from onnxprune.files import FILE_LIMIT
+from onnxprune.graph import Graph
+from onnxprune.labels import IntArray
+from onnxprune.lazy import AnyModel, completed
+from onnxprune.profile.bench import NUMBERS
+from onnxprune.profile.device import DeviceProfile, machine, whole
+from onnxprune.profile.layers import layers
+from onnxprune.profile.pace import Pace, worth
+from onnxprune.quantize.integer import needs_reduced_range, to_integer
+from onnxprune.runtime import Session, random_feeds
+from onnxprune.shapes import infer
+from onnxprune.standing import Standing
+from onnxprune.surgery import apply
+
+INTEGER_LIMIT = 500_000_000
+"""Bytes of a model that is not quantised just to see how fast that would be."""
+
+
+class Pacer:
+    """Measures what it needs, once.
+
+    Args:
+        given: the profile of a device, or its path; without, this machine is measured.
+        seed: for the inputs with which models are timed.
+
+    Raises:
+        ProfileError: the profile can't be read.
+    """
+
+    def __init__(self, given: DeviceProfile | str | Path | None = None, *, seed: int = 0) -> None:
+        known = given if given is None or isinstance(given, DeviceProfile) else DeviceProfile.load(given)
+        self._profile = DeviceProfile(machine()) if known is None else known
+        self._seed = seed
+        self._rungs: tuple[Coupling, Rungs] | None = None
+        self._track: _Track | None = None
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def here(self) -> bool:
+        """Whether this machine is what the model is for, so that models can be timed."""
+        return self._profile.here
+
+    def rungs(self, standing: Standing) -> Rungs:
+        """The widths that are worth having, from a model of which nothing was chosen yet."""
+        base = standing.base
+        if self._rungs is None or self._rungs[0] is not base:
+            self._look(base, grids=False)
+            roots = [group.roots[~standing.gone[group.roots]] for group in base.groups]
+            paces = [Pace(base, self._profile, standing.gone, roots, numbers=numbers) for numbers in NUMBERS]
+            found = worth(paces, [len(r) for r in roots])
+            owner = np.full(len(base.components.root), -1)
+            for number, group in enumerate(base.groups):
+                owner[group.roots] = number
+            self._rungs = base, Rungs(owner, found)
+        return self._rungs[1]
+
+    def pace(self, standing: Standing, orders: Sequence[IntArray], original: Graph) -> tuple[Pace, int]:
+        """How long models run that are cut further; and the original, nanoseconds."""
+        self._look(standing.coupling, grids=True)
+        time = whole(original, self._on(original).feeds) if self.here else (self._profile.models or {}).get(original.sha256, 0)
+        pace = Pace(standing.coupling, self._profile, standing.removed, orders, whole=time)
+        return pace, time or pace.total([0] * len(orders))
+
+    def time(self, standing: Standing, original: Graph) -> Race:
+        """How much longer a cut model runs than the original."""
+        return self._on(original).race(_cut(standing))
+
+    def fastest(self, original: Graph, rungs: Rungs, cut: Callable[[Rungs], Standing]) -> tuple[Standing, Speed | None]:
+        """The cut that is not slower than the original, in float and in integers: the first of some, ever smaller, or none.
+
+        Args:
+            cut: how a model is cut to some widths.
+        """
+        if not self.here:
+            return cut(rungs), None
+        track = self._on(original)
+        for said, tried in _tries(rungs):
+            found = cut(tried)
+            speed = track.speed(_cut(found), said) if found.plan.cuts else None
+            if speed is None or not speed.slower:
+                break
+        if said and speed is None:
+            self.notes = ("every cut that was tried makes the model slower, so none was made",)
+        return found, speed
+
+    def _look(self, coupling: Coupling, *, grids: bool) -> None:
+        """Measure what the profile lacks; or say so, if it is of another machine."""
+        wanted = layers(coupling.graph, coupling.shapes)
+        if self.here:
+            self._profile = self._profile.extended(wanted, grids=grids)
+            return
+        lacking = ", ".join(map(str, self._profile.missing(wanted, "float")))
+        note = f"latencies are those of {self._profile.name}, and foreseen: no model was timed there"
+        more = f"its profile lacks {lacking}, whose time was taken in proportion to the work" if lacking else ""
+        self.notes = tuple(filter(None, (note, more)))
+
+    def _on(self, original: Graph) -> _Track:
+        if self._track is None or self._track.original is not original:
+            self._track = _Track(original, self._seed)
+        return self._track
+
+
+@dataclass
+class _Track:
+    """The original, against which others are timed."""
+
+    original: Graph
+    seed: int
+    _sessions: dict[str, Session | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        self.feeds = random_feeds(self.original.inputs, infer(self.original).inputs, rng)
+        self._model = self.original.assemble().ready()
+
+    def race(self, model: AnyModel) -> Race:
+        """Against the original as it is."""
+        return race(self._first("float"), Session(model, optimise=True), self.feeds)
+
+    def speed(self, model: AnyModel, given_up: str) -> Speed:
+        """Against the original as it is, and if that is no slower in integers."""
+        first = self._first("float")
+        plain = race(first, Session(model, optimise=True), self.feeds)
+        integer = None
+        if not plain.slower and (base := self._first("int8")) is not None and (other := self._quantised(model)) is not None:
+            integer = race(base, other, self.feeds)
+        return Speed(self._milliseconds(), plain, integer, given_up)
+
+    def _first(self, numbers: str) -> Any:
+        if numbers not in self._sessions:
+            plain = numbers == "float"
+            self._sessions[numbers] = Session(self._model, optimise=True) if plain else self._quantised(self._model)
+        return self._sessions[numbers]
+
+    def _quantised(self, model: AnyModel) -> Session | None:
+        """The model in integers; None where that can't be, or makes no difference."""
+        try:
+            proto = completed(model)
+            if min(proto.ByteSize(), FILE_LIMIT) > INTEGER_LIMIT:
+                return None
+            made = to_integer(proto, [self.feeds], reduce_range=needs_reduced_range())
+            return Session(made.model, optimise=True) if made.static + made.dynamic else None
+        except ModelError:
+            return None
+
+    def _milliseconds(self) -> float:
+        return whole(self.original, self.feeds) / 1e6
+
+
+def _cut(standing: Standing) -> AnyModel:
+    return apply(standing.coupling, standing.removed).ready()
+
+
+def _tries(rungs: Rungs) -> Iterator[tuple[str, Rungs]]:
+    """Ever smaller cuts."""
+    yield "", rungs
+    yield "fewer widths were chosen from, every other one", rungs.coarser
+    widest = sorted(range(len(rungs.widths)), key=lambda n: -int(rungs.widths[n][-1]))
+    yield "only the wider half of the groups was cut", rungs.coarser.only(widest[: (len(widest) + 1) // 2])
+    yield "of what there was to choose, nothing was cut", rungs.only(())
