@@ -45,6 +45,8 @@ class Fit(Generic[S]):
         whole: the cost of the original.
         take: cut so many channels of each group: a model on its way.
         price: what that really costs; None where it is too large to be asked.
+        exact: whether the knapsack's cost is what the target is about. If it is something else in the same units, as time in
+            those of work, the share holds for that as well, as far as it can.
         lost: what such a model loses on the data, as a share of all samples. ``measure``: what that is.
     """
 
@@ -55,6 +57,7 @@ class Fit(Generic[S]):
     price: Callable[[S], Cost | None]
     lost: Callable[[S], float] | None = None
     measure: str = ""
+    exact: bool = True
     checks: list[Check] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -113,9 +116,13 @@ class Fit(Generic[S]):
 
     def _within(self, limit: int) -> tuple[S, int] | None:
         """The model with the least error of those that really cost no more than a limit; None where there is none."""
-        offset, best, tried = self._offset, None, set()
+        offset, best = self._offset, None
+        tried: set[tuple[int, ...]] = set()
+        both = not self.exact and self._size != SPEED
         for _ in range(_CORRECTIONS):
             counts = self.knapsack.solve(limit - offset)
+            if counts is None and not tried and not self.exact:
+                both, counts = False, [int(allowed[-1]) for allowed in self.knapsack.allowed]
             if counts is not None and not any(counts) and self._before > limit:
                 counts = self.knapsack.first_step()  # any cut is rid of what no output needs, and that is enough
             if counts is None or tuple(counts) in tried:
@@ -125,7 +132,7 @@ class Fit(Generic[S]):
             made, cost = self._made(counts)
             if cost <= limit and (best is None or cost > best[1]):
                 best = made, cost
-            if cost == foreseen + offset:
+            if cost == foreseen + offset or (both and cost <= limit):
                 break
             offset = max(cost - foreseen, offset + 1) if cost > limit else cost - foreseen
         return best
@@ -135,7 +142,7 @@ class Fit(Generic[S]):
         made = self.take(counts)
         price, foreseen = self.price(made), self.knapsack.cost.total(counts) + self._offset
         cost = foreseen if price is None else int(getattr(price, self._size))
-        if self._size == SPEED and price is not None:
+        if not self.exact and price is not None:
             self._timed.append(((made, foreseen), cost))
         return made, cost
 
@@ -172,6 +179,7 @@ class Fit(Generic[S]):
 
     def _met(self, found: S, cost: int, passed: bool, lost: float | None) -> Met:
         value = 1 - lost if lost is not None and self.measure == "agreement" else lost
-        foreseen = next((time for (made, time), _ in self._timed if made is found), None)
+        times = [time for (made, time), _ in self._timed if made is found and self._size == SPEED]
+        foreseen = times[-1] if times else None
         measure = self.measure if lost is not None else ""
         return Met(self.target, self._before, cost, passed, value, measure, tuple(self.checks), foreseen)

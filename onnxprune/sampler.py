@@ -25,7 +25,7 @@ from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, S
 from onnxprune.importance import criterion as find_criterion
 from onnxprune.knapsack import Knapsack
 from onnxprune.plan import Plan
-from onnxprune.profile import DeviceProfile, Pacer
+from onnxprune.profile import DeviceProfile, Pace, Pacer
 from onnxprune.shapes import infer
 from onnxprune.standing import Analyse, Standing
 from onnxprune.surgery import apply
@@ -198,6 +198,8 @@ class Sampler:
             footprint, time = self._pacer.pace(standing, orders, original)
             whole = replace(whole, latency=time)
             price = partial(self._timed, original, time)
+        elif self.limits.round_to == AUTO and target.size == "macs":  # of work, that which takes longest is worth most
+            footprint = self._pacer.pace(standing, orders, original, unit=whole.macs)[0]
         else:
             footprint = Footprint(standing.coupling, target.size, standing.removed, orders)
         met: list[Met] = []
@@ -213,13 +215,15 @@ class Sampler:
                 price,
                 None if judged is None else lambda found: judged.lost(apply(found.coupling, found.removed).ready()),
                 "" if judged is None else judged.measure,
+                not isinstance(footprint, Pace),
             )
             found, how = fit.find()
             met.append(how)
             return found
 
         if self.limits.round_to != AUTO:
-            return cut(None), met[-1]
+            float_only = self._pacer.rungs(standing, ("float",)) if target.size == SPEED and self.limits.round_to == 1 else None
+            return cut(float_only), met[-1]
         found, self.speed = self._pacer.fastest(original, self._pacer.rungs(standing), cut)
         return found, met[-1]
 

@@ -68,11 +68,13 @@ class Race:
     """How much longer one model runs than another.
 
     Attributes:
-        ratio: the median of the ratios of runs right after each other.
-        low, high: its confidence interval, 95 %.
-        turns: how many ratios.
+        seconds: the one's latency, the lower quartile.
+        ratio: of the lower quartiles of both latencies.
+        low, high: its confidence interval, 95 %, by bootstrap.
+        turns: how often each was timed.
     """
 
+    seconds: float
     ratio: float
     low: float
     high: float
@@ -91,15 +93,24 @@ class Race:
 _ALIKE = 0.02
 """Models whose latencies differ by less are equally fast, if it can't be told with confidence which one is faster."""
 
+_CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-6 else time.perf_counter
+"""The time of this thread alone, where the system knows it: models of one thread run in it, and what other programs take of the
+processor meanwhile, in slices longer than many a run, does not count."""
+
+_RESAMPLED = 300
+"""Resamples for a confidence interval."""
+
 _LEAST = 1e-3
 """Seconds that are measured at a time, at least; quicker models run several times."""
 
 
-def race(one: Session, other: Session, feeds: Mapping[str, Array], *, seconds: float = 4.0, precision: float = 0.01) -> Race:
-    """How much longer the other model runs than the one, from runs right after each other, until that is precise enough.
+def race(one: Session, other: Session, feeds: Mapping[str, Array], *, seconds: float = 5.0, precision: float = 0.01) -> Race:
+    """How much longer the other model runs than the one, from runs in turns, until that is precise enough.
+
+    What is compared are lower quartiles, since what else a machine does can only slow a run down.
 
     Args:
-        seconds: of measuring at most; but nine turns at least.
+        seconds: of measuring at most; but ten turns at least.
         precision: half the width of the confidence interval that is enough, if it leaves no doubt which one is faster.
     """
     sessions = one, other
@@ -107,26 +118,30 @@ def race(one: Session, other: Session, feeds: Mapping[str, Array], *, seconds: f
         session.run(feeds)
     quick = min(_timed(session, feeds, 1) for session in sessions)
     count = max(1, math.ceil(_LEAST / max(quick, 1e-7)))
-    found: list[float] = []
-    end = time.perf_counter() + seconds
+    turns: list[tuple[float, float]] = []
+    rng, end, wanted = np.random.default_rng(0), time.perf_counter() + seconds, 10
     while True:
-        for first in (0, 1):
-            times = {place: _timed(sessions[place], feeds, count) for place in (first, 1 - first)}
-            found.append(math.log(times[1] / times[0]))
-        ordered, n = sorted(found), len(found)
-        reach = int(n / 2 - 0.98 * math.sqrt(n))
-        low, high = ordered[max(reach, 0)], ordered[min(n - 1 - reach, n - 1)]
-        clear = high < 0 or low > 0 or high < math.log1p(_ALIKE)
-        if n > 8 and ((clear and high - low < 2 * precision) or time.perf_counter() > end):
-            return Race(math.exp(float(np.median(ordered))), math.exp(low), math.exp(high), n)
+        while len(turns) < wanted and (len(turns) < 10 or time.perf_counter() < end):
+            order = (0, 1) if len(turns) % 2 else (1, 0)
+            times = {place: _timed(sessions[place], feeds, count) for place in order}
+            turns.append((times[0], times[1]))
+        found = np.array(turns)
+        chosen = rng.integers(0, len(found), (_RESAMPLED, len(found)))
+        first, second = np.quantile(found[chosen], 0.25, axis=1).T
+        low, high = (float(q) for q in np.quantile(second / first, [0.025, 0.975]))
+        clear = high < 1 + _ALIKE or low > 1
+        if (clear and high - low < 2 * precision) or time.perf_counter() > end:
+            here, there = (float(q) for q in np.quantile(found, 0.25, axis=0))
+            return Race(here, there / here, low, high, len(found))
+        wanted += wanted // 2
 
 
 def _timed(session: Session, feeds: Mapping[str, Array], count: int) -> float:
     """Seconds of a run."""
-    start = time.perf_counter()
+    start = _CLOCK()
     for _ in range(count):
         session.run(feeds)
-    return (time.perf_counter() - start) / count
+    return (_CLOCK() - start) / count
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +149,10 @@ class Speed:
     """How fast a cut model is, beside the original: one thread, one sample, runs interleaved.
 
     Attributes:
-        original_ms: the original's latency.
         plain: of the models as they are. integer: of both in 8-bit integers, where they can be.
         given_up: how the cut was made smaller because the one that was chosen first is slower; empty if it was not.
     """
 
-    original_ms: float
     plain: Race
     integer: Race | None = None
     given_up: str = ""
@@ -151,12 +164,14 @@ class Speed:
 
     def to_dict(self) -> dict[str, Any]:
         """As in the report."""
-        found = {"original_ms": round(self.original_ms, 6), "pruned_ms": round(self.original_ms * self.plain.ratio, 6)}
+        before = 1e3 * self.plain.seconds
+        found = {"original_ms": round(before, 6), "pruned_ms": round(before * self.plain.ratio, 6)}
         races = {"float": self.plain.to_dict(), "int8": None if self.integer is None else self.integer.to_dict()}
         return {**found, **races, "given_up": self.given_up}
 
     def __str__(self) -> str:
-        text = f"latency: {self.original_ms:.4g} ms before, {self.original_ms * self.plain.ratio:.4g} ms after, one thread: "
+        before = 1e3 * self.plain.seconds
+        text = f"latency: {before:.4g} ms before, {before * self.plain.ratio:.4g} ms after, one thread: "
         text += _times(self.plain)
         text += "" if self.integer is None else f"; in 8-bit integers both: {_times(self.integer)}"
         return f"{text}\n  the first cut made the model slower: {self.given_up}" if self.given_up else text

@@ -86,9 +86,7 @@ class _Bench:
     def model(self, ends: Sequence[str]) -> ModelProto:
         """Everything that was added."""
         given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in self.inputs.items()]
-        graph = helper.make_graph(
-            self._nodes, "bench", given, [ValueInfoProto(name=n) for n in ends], [*self._weights.values()]
-        )
+        graph = helper.make_graph(self._nodes, "bench", given, [ValueInfoProto(name=n) for n in ends], [*self._weights.values()])
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     def stored(self, name: str, values: Array) -> str:

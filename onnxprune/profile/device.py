@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import numpy as np
 
 from onnxprune.clock import Progress
 from onnxprune.errors import ModelError, ProfileError
-from onnxprune.evaluate import in_turns
+from onnxprune.evaluate import race
 from onnxprune.files import JsonFile, Source, one_line
 from onnxprune.graph import Graph, load
+from onnxprune.lazy import LazyModel
 from onnxprune.profile.bench import NUMBERS
 from onnxprune.profile.layers import Kind, Layer, layers
 from onnxprune.profile.staircase import WIDEST, Grid, Staircase, kind_of, times_of
 from onnxprune.report import columns
-from onnxprune.runtime import random_feeds, version
+from onnxprune.runtime import Session, kernels, random_feeds, version
 from onnxprune.shapes import infer
 
 SCHEMA = "onnxprune.profile/1"
@@ -38,6 +39,30 @@ def machine() -> dict[str, str]:
     return {"processor": name or "unknown", "system": system, "onnxruntime": version()}
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """How long a model takes: nanoseconds, and the share of its convolutions and matrix products in it."""
+
+    nanoseconds: int
+    layers: float
+
+    @classmethod
+    def measured(cls, graph: Graph, feeds: Mapping[str, Any]) -> Whole:
+        """On this machine, one thread."""
+        model = graph.assemble().ready()
+        session = Session(model, optimise=True)
+        time = round(1e9 * race(session, session, feeds, seconds=2).seconds)
+        if isinstance(model, LazyModel):
+            return cls(time, 1.0)
+        found = [(kernel.op in _LAYERS, kernel.microseconds) for kernel in kernels(model, feeds, seconds=1)]
+        total = sum(taken for _, taken in found)
+        return cls(time, sum(taken for is_layer, taken in found if is_layer) / total if total else 1.0)
+
+
+_LAYERS = frozenset({"Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
+"""What onnxruntime makes of the layers that a profile has."""
+
+
 @dataclass(frozen=True)
 class DeviceProfile(JsonFile):
     """Times of layers in onnxruntime on one machine, one thread.
@@ -46,13 +71,13 @@ class DeviceProfile(JsonFile):
         machine: as :func:`machine` says it.
         staircases: of each kind of layer, by width.
         grids: of some networks' layers at some widths.
-        models: nanoseconds of whole models, by the SHA-256 of their files.
+        models: whole models, by the SHA-256 of their files.
     """
 
     machine: Mapping[str, str]
     staircases: tuple[Staircase, ...] = ()
     grids: tuple[Grid, ...] = ()
-    models: Mapping[str, int] | None = None
+    models: Mapping[str, Whole] = field(default_factory=dict)
     WHAT = "profile"
 
     @property
@@ -125,7 +150,7 @@ class DeviceProfile(JsonFile):
                 }
                 for g in self.grids
             ],
-            "models": dict(self.models or {}),
+            "models": {n: {"us": found.nanoseconds / 1e3, "layers": round(found.layers, 4)} for n, found in self.models.items()},
         }  # fmt: skip
 
     @classmethod
@@ -164,7 +189,7 @@ class DeviceProfile(JsonFile):
             shape = (len(one),) if kind.groups == 0 else (len(one), len(two))
             layer = Layer(kind, tuple(map(int, g["place"])), *map(int, g["channels"]))
             grids.append(Grid(layer, str(g["numbers"]), one, two, times_of(g["us"], *shape)))
-        models = {str(name): int(time) for name, time in data["models"].items()}
+        models = {str(name): Whole(round(1e3 * m["us"]), float(m["layers"])) for name, m in data["models"].items()}
         known = {name: str(data["machine"][name]) for name in ("processor", "system", "onnxruntime")}
         return cls(known, staircases, tuple(grids), models)
 
@@ -174,7 +199,7 @@ class DeviceProfile(JsonFile):
             rows.append((str(s.kind), "x".join(map(str, s.place)), s.numbers, f"{s.inputs[-1]:.1f}", *map(str, s.steps)))
         lines = [self.name + ", one thread", columns(rows, right=(3, 4, 5)) if self.staircases else "no layers to measure"]
         lines += [f"{len(self.grids)} layers at some widths each"] if self.grids else []
-        lines += [f"whole model: {time / 1e6:.3f} ms" for time in (self.models or {}).values()]
+        lines += [f"whole model: {found.nanoseconds / 1e6:.3f} ms" for found in self.models.values()]
         return "\n\n".join(lines)
 
 
@@ -193,12 +218,7 @@ def profile(model: Source, *, seed: int = 0, progress: Progress | None = None) -
     found = DeviceProfile(machine()).extended(layers(graph, shapes), progress=progress)
     _say(progress, "time the model")
     feeds = random_feeds(graph.inputs, shapes.inputs, np.random.default_rng(seed))
-    return replace(found, models={graph.sha256: whole(graph, feeds)})
-
-
-def whole(graph: Graph, feeds: Mapping[str, Any]) -> int:
-    """Nanoseconds of a model on this machine."""
-    return round(1e6 * in_turns([graph.assemble().ready()], feeds, runs=30, seconds=3)[0].median)
+    return replace(found, models={graph.sha256: Whole.measured(graph, feeds)})
 
 
 def _say(progress: Progress | None, text: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.channels import Coupling
 from onnxprune.footprint import Footprint
 from onnxprune.labels import BoolArray, IntArray
-from onnxprune.profile.device import DeviceProfile
+from onnxprune.profile.device import DeviceProfile, Whole
 from onnxprune.profile.layers import Layer, layer, widths
 from onnxprune.profile.staircase import FloatArray
 from onnxprune.rules import Call, describe
@@ -28,10 +28,12 @@ _LIKE_ELEMENT = 8
 class Pace(Footprint):
     """Nanoseconds of one run of a model of which channels leave, as a profile foretells them.
 
-    What the profile does not have takes the rest of the whole's time, in proportion to its size.
+    Layers take what the profile has, all of them together what they take in the whole model. Everything else takes the rest, in
+    proportion to its size.
 
     Args:
-        whole: nanoseconds of the model as it is; 0: only layers of the profile count.
+        whole: what the model takes as it is; without, only layers of the profile count.
+        unit: what the whole is in other units than nanoseconds, in which results are to be.
         numbers: what layers compute in.
         coupling, removed, orders: as in :class:`~onnxprune.footprint.Footprint`.
     """
@@ -43,7 +45,8 @@ class Pace(Footprint):
         removed: BoolArray,
         orders: Sequence[IntArray],
         *,
-        whole: int = 0,
+        whole: Whole | None = None,
+        unit: int = 0,
         numbers: str = "float",
     ) -> None:
         calls = [describe(coupling.graph, node, coupling.shapes) for node in coupling.graph.nodes]
@@ -52,8 +55,15 @@ class Pace(Footprint):
         tables = [(call, self._table_of(call)) for call in calls]
         layers = sum(table(call) for call, table in tables if table is not None)
         others = sum(_elements(call) for call, table in tables if table is None)
-        self._scale = min(1.0, whole / layers) if whole and layers else 1.0
-        self._unit = max(0.0, whole - layers) / max(others, 1.0)
+        self._scale, self._unit = 1.0, 0.0
+        if whole is not None:
+            work = {known: sum(macs(call) for call, table in tables if (table is None) != known) for known in (True, False)}
+            share = whole.layers * work[True] / max(sum(work.values()), 1) if others else 1.0
+            self._scale = share * whole.nanoseconds / layers if layers else 0.0
+            self._unit = (1 - share) * whole.nanoseconds / others if others else 0.0
+        if unit:
+            rate = unit / max(self._scale * layers + self._unit * others, 1e-9)
+            self._scale, self._unit = self._scale * rate, self._unit * rate
         super().__init__(coupling, "latency", removed, orders)
 
     def _table_of(self, call: Call) -> _Table | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnxprune.graph import Graph
 from onnxprune.labels import IntArray
 from onnxprune.lazy import AnyModel, completed
 from onnxprune.profile.bench import NUMBERS
-from onnxprune.profile.device import DeviceProfile, machine, whole
+from onnxprune.profile.device import DeviceProfile, Whole, machine
 from onnxprune.profile.layers import layers
 from onnxprune.profile.pace import Pace, worth
 from onnxprune.quantize.integer import needs_reduced_range, to_integer
@@ -46,7 +47,7 @@ class Pacer:
         known = given if given is None or isinstance(given, DeviceProfile) else DeviceProfile.load(given)
         self._profile = DeviceProfile(machine()) if known is None else known
         self._seed = seed
-        self._rungs: tuple[Coupling, Rungs] | None = None
+        self._rungs: dict[tuple[str, ...], tuple[Coupling, Rungs]] = {}
         self._track: _Track | None = None
         self.notes: tuple[str, ...] = ()
 
@@ -55,26 +56,32 @@ class Pacer:
         """Whether this machine is what the model is for, so that models can be timed."""
         return self._profile.here
 
-    def rungs(self, standing: Standing) -> Rungs:
-        """The widths that are worth having, from a model of which nothing was chosen yet."""
-        base = standing.base
-        if self._rungs is None or self._rungs[0] is not base:
-            self._look(base, grids=False)
-            roots = [group.roots[~standing.gone[group.roots]] for group in base.groups]
-            paces = [Pace(base, self._profile, standing.gone, roots, numbers=numbers) for numbers in NUMBERS]
-            found = worth(paces, [len(r) for r in roots])
-            owner = np.full(len(base.components.root), -1)
-            for number, group in enumerate(base.groups):
-                owner[group.roots] = number
-            self._rungs = base, Rungs(owner, found)
-        return self._rungs[1]
+    def rungs(self, standing: Standing, numbers: tuple[str, ...] = NUMBERS) -> Rungs:
+        """The widths that are worth having in numbers of some kinds, from a model of which nothing was chosen yet."""
+        base, known = standing.base, self._rungs.get(numbers)
+        if known is not None and known[0] is base:
+            return known[1]
+        self._look(base, numbers, grids=False)
+        roots = [group.roots[~standing.gone[group.roots]] for group in base.groups]
+        paces = [Pace(base, self._profile, standing.gone, roots, numbers=kind) for kind in numbers]
+        owner = np.full(len(base.components.root), -1)
+        for number, group in enumerate(base.groups):
+            owner[group.roots] = number
+        found = Rungs(owner, worth(paces, [len(r) for r in roots]))
+        self._rungs[numbers] = base, found
+        return found
 
-    def pace(self, standing: Standing, orders: Sequence[IntArray], original: Graph) -> tuple[Pace, int]:
-        """How long models run that are cut further; and the original, nanoseconds."""
-        self._look(standing.coupling, grids=True)
-        time = whole(original, self._on(original).feeds) if self.here else (self._profile.models or {}).get(original.sha256, 0)
-        pace = Pace(standing.coupling, self._profile, standing.removed, orders, whole=time)
-        return pace, time or pace.total([0] * len(orders))
+    def pace(self, standing: Standing, orders: Sequence[IntArray], original: Graph, *, unit: int = 0) -> tuple[Pace, int]:
+        """How long models run that are cut further; and the original, nanoseconds.
+
+        Args:
+            unit: the first in other units, in which the original has so many.
+        """
+        self._look(standing.coupling, NUMBERS[:1], grids=True)
+        track = self._on(original)
+        whole = track.whole if self.here else self._profile.models.get(original.sha256)
+        pace = Pace(standing.coupling, self._profile, standing.removed, orders, whole=whole, unit=unit)
+        return pace, pace.total([0] * len(orders)) if whole is None else whole.nanoseconds
 
     def time(self, standing: Standing, original: Graph) -> Race:
         """How much longer a cut model runs than the original."""
@@ -98,11 +105,11 @@ class Pacer:
             self.notes = ("every cut that was tried makes the model slower, so none was made",)
         return found, speed
 
-    def _look(self, coupling: Coupling, *, grids: bool) -> None:
+    def _look(self, coupling: Coupling, numbers: tuple[str, ...], *, grids: bool) -> None:
         """Measure what the profile lacks; or say so, if it is of another machine."""
         wanted = layers(coupling.graph, coupling.shapes)
         if self.here:
-            self._profile = self._profile.extended(wanted, grids=grids)
+            self._profile = self._profile.extended(wanted, numbers, grids=grids)
             return
         lacking = ", ".join(map(str, self._profile.missing(wanted, "float")))
         note = f"latencies are those of {self._profile.name}, and foreseen: no model was timed there"
@@ -128,6 +135,11 @@ class _Track:
         self.feeds = random_feeds(self.original.inputs, infer(self.original).inputs, rng)
         self._model = self.original.assemble().ready()
 
+    @cached_property
+    def whole(self) -> Whole:
+        """How long the original takes."""
+        return Whole.measured(self.original, self.feeds)
+
     def race(self, model: AnyModel) -> Race:
         """Against the original as it is."""
         return race(self._first("float"), Session(model, optimise=True), self.feeds)
@@ -139,7 +151,7 @@ class _Track:
         integer = None
         if not plain.slower and (base := self._first("int8")) is not None and (other := self._quantised(model)) is not None:
             integer = race(base, other, self.feeds)
-        return Speed(self._milliseconds(), plain, integer, given_up)
+        return Speed(plain, integer, given_up)
 
     def _first(self, numbers: str) -> Any:
         if numbers not in self._sessions:
@@ -157,9 +169,6 @@ class _Track:
             return Session(made.model, optimise=True) if made.static + made.dynamic else None
         except ModelError:
             return None
-
-    def _milliseconds(self) -> float:
-        return whole(self.original, self.feeds) / 1e6
 
 
 def _cut(standing: Standing) -> AnyModel:
