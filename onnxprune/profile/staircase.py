@@ -84,6 +84,7 @@ class Staircase:
         alike = np.where(each > WIDEST, WIDEST - (WIDEST - each) % (WIDEST // 2), each)
         top = np.where(up == size, alike + (up - each), -(-alike // step) * step)
         share = times[np.maximum(alike, 1) - 1] / times[np.clip(top, 1, WIDEST) - 1]
+        share = np.where(each > WIDEST, np.maximum(share, 1.0), share)
         return up, np.where(abs(share - 1) < _NOISE, 1.0, share)
 
     def guessed(self, layer: Layer, inputs: IntArray, outputs: IntArray) -> FloatArray:
