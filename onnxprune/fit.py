@@ -22,6 +22,9 @@ CHECKS = 9
 _FINENESS = 256
 """Into how many parts of the original's cost such a search tells models apart."""
 
+_MUCH = 0.85
+"""The share of a target to which it may fall for the sake of another cost."""
+
 _CORRECTIONS = 6
 """Rounds in which what was foreseen of a cost is corrected by what it turns out to be."""
 
@@ -46,7 +49,7 @@ class Fit(Generic[S]):
         take: cut so many channels of each group: a model on its way.
         price: what that really costs; None where it is too large to be asked.
         exact: whether the knapsack's cost is what the target is about. If it is something else in the same units, as time in
-            those of work, the share holds for that as well, as far as it can.
+            those of work, the share holds for that as well, unless the target's own would have to be much smaller.
         lost: what such a model loses on the data, as a share of all samples. ``measure``: what that is.
     """
 
@@ -132,8 +135,9 @@ class Fit(Generic[S]):
             made, cost = self._made(counts)
             if cost <= limit and (best is None or cost > best[1]):
                 best = made, cost
-            if cost == foreseen + offset or (both and cost <= limit):
+            if cost == foreseen + offset or (both and _MUCH * limit <= cost <= limit):
                 break
+            both = both and cost > limit
             offset = max(cost - foreseen, offset + 1) if cost > limit else cost - foreseen
         return best
 
