@@ -22,8 +22,8 @@ CHECKS = 9
 _FINENESS = 256
 """Into how many parts of the original's cost such a search tells models apart."""
 
-_MUCH = 0.85
-"""The share of a target to which it may fall for the sake of another cost."""
+_NEAR, _MUCH = 0.98, 0.85
+"""The share of a target that is near enough to it; and that to which it may fall for the sake of another cost."""
 
 _CORRECTIONS = 6
 """Rounds in which what was foreseen of a cost is corrected by what it turns out to be."""
@@ -121,11 +121,11 @@ class Fit(Generic[S]):
         """The model with the least error of those that really cost no more than a limit; None where there is none."""
         offset, best = self._offset, None
         tried: set[tuple[int, ...]] = set()
-        both = not self.exact and self._size != SPEED
+        near = _NEAR if self._size == SPEED else _MUCH
         for _ in range(_CORRECTIONS):
             counts = self.knapsack.solve(limit - offset)
             if counts is None and not tried and not self.exact:
-                both, counts = False, [int(allowed[-1]) for allowed in self.knapsack.allowed]
+                near, counts = _NEAR, [int(allowed[-1]) for allowed in self.knapsack.allowed]
             if counts is not None and not any(counts) and self._before > limit:
                 counts = self.knapsack.first_step()  # any cut is rid of what no output needs, and that is enough
             if counts is None or tuple(counts) in tried:
@@ -135,9 +135,9 @@ class Fit(Generic[S]):
             made, cost = self._made(counts)
             if cost <= limit and (best is None or cost > best[1]):
                 best = made, cost
-            if cost == foreseen + offset or (both and _MUCH * limit <= cost <= limit):
+            if cost == foreseen + offset or (not self.exact and near * limit <= cost <= limit):
                 break
-            both = both and cost > limit
+            near = near if cost > limit else _NEAR
             offset = max(cost - foreseen, offset + 1) if cost > limit else cost - foreseen
         return best
 

@@ -10,7 +10,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxprune import data as datasets
-from onnxprune.allocation import Table
+from onnxprune.allocation import AUTO, Table
 from onnxprune.channels import analyse
 from onnxprune.clock import Clock, Progress
 from onnxprune.cost import cost
@@ -25,12 +25,12 @@ from onnxprune.plan import Plan
 from onnxprune.profile import DeviceProfile
 from onnxprune.progressive import Run, Stage, shares
 from onnxprune.quantize import Quantized, quantize
-from onnxprune.recorder import Goal, Recorder
+from onnxprune.recorder import Goal, Recorder, timed
 from onnxprune.report import GroupRow, Report
 from onnxprune.result import Result, unscored
 from onnxprune.sampler import Sampler
 from onnxprune.shapes import infer
-from onnxprune.target import Target
+from onnxprune.target import SPEED, Target
 from onnxprune.weights import Array
 
 
@@ -133,6 +133,8 @@ def prune(
         clusters=clusters,
         seed=seed,
     )
+    if zero and (round_to == AUTO or (target is not None and target.kind == SPEED)):
+        raise UsageError("zeros take as long as other weights; give --zero without --round-to auto and --target latency")
     if free and plan is not None:
         raise UsageError("a plan says already what leaves; give either --plan or --free")
     if free and mixing:
@@ -336,7 +338,7 @@ class Pruner:
             standing.coupling.frozen,
             proved.verification,
             dict(clock.elapsed),
-            recorder.pair(stage.number),
+            timed(recorder.pair(stage.number), stage),
             None if stage.free is None else stage.free.rows,
             recorder.steps if self._step is not None else (),
             "" if missed is None else f"stopped before step {missed.number}: its {self._goal.missed(missed)}",

@@ -32,7 +32,8 @@ class Pace(Footprint):
     proportion to its size.
 
     Args:
-        whole: what the model takes as it is; without, only layers of the profile count.
+        whole: what the model takes as it is; without, sums of products that the profile lacks take as long as those that it
+            has, and nothing else takes any time.
         unit: what the whole is in other units than nanoseconds, in which results are to be.
         numbers: what layers compute in.
         coupling, removed, orders: as in :class:`~onnxprune.footprint.Footprint`.
@@ -54,10 +55,11 @@ class Pace(Footprint):
         self._tables = {found: _table(profile, found, numbers) for found in known}
         tables = [(call, self._table_of(call)) for call in calls]
         layers = sum(table(call) for call, table in tables if table is not None)
-        others = sum(_elements(call) for call, table in tables if table is None)
-        self._scale, self._unit = 1.0, 0.0
+        work = {known: sum(macs(call) for call, table in tables if (table is None) != known) for known in (True, False)}
+        self._size = macs if whole is None else _elements
+        others = sum(self._size(call) for call, table in tables if table is None)
+        self._scale, self._unit = 1.0, layers / max(work[True], 1)
         if whole is not None:
-            work = {known: sum(macs(call) for call, table in tables if (table is None) != known) for known in (True, False)}
             share = whole.layers * work[True] / max(sum(work.values()), 1) if others else 1.0
             self._scale = share * whole.nanoseconds / layers if layers else 0.0
             self._unit = (1 - share) * whole.nanoseconds / others if others else 0.0
@@ -72,11 +74,11 @@ class Pace(Footprint):
 
     def _amount(self, call: Call) -> Callable[[Call], Any] | None:
         """The time of a layer, or of what takes a part of the rest."""
-        table, unit, scale = self._table_of(call), self._unit, self._scale
+        table, unit, scale, size = self._table_of(call), self._unit, self._scale, self._size
         if table is not None:
             return lambda there: np.rint(scale * table(there)).astype(np.int64)
-        if unit and _elements(call):
-            return lambda there: np.rint(unit * _elements(there)).astype(np.int64)
+        if unit and size(call):
+            return lambda there: np.rint(unit * size(there)).astype(np.int64)
         return None
 
 
