@@ -7,14 +7,23 @@ which its own incoming weights are longer where the activation allows that (Kim 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from onnxprune.importance import Pairs, Scene, Units
+from onnxprune.importance.obs import RIDGE_SYNTHETIC
 from onnxprune.importance.spread import refit
-from onnxprune.labels import IntArray
+from onnxprune.labels import BoolArray, IntArray
+from onnxprune.leastsquares import ALPHAS, Refit
 from onnxprune.plan import PlanEdit
 from onnxprune.weights import Array
+
+LIVE = 1 << 30
+"""Bytes of activations that are held in memory while layers are fitted."""
+
+SAMPLES = 2048
+"""Samples that layers are fitted on, at most."""
 
 MODES = ("auto", "none", "merge", "least-squares")
 
@@ -29,6 +38,35 @@ def merged(scene: Scene, number: int, pairs: Pairs) -> list[PlanEdit]:
     roots = scene.group(number).roots
     scales = factors(units, pairs) if pairs.scales is None else pairs.scales
     return scene.handover.edits(number, roots[pairs.leaves], roots[pairs.stays], scales) or []
+
+
+def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
+    """The weights of all layers that read something else once the components ``removed`` have left, fitted in order.
+
+    To what the original's layers compute, on the user's inputs or on synthetic ones; only where that brings the outputs of
+    inputs that were held out nearer to the original's than the cut alone does.
+
+    Raises:
+        ModelError: the model gives NaN or infinity on them.
+    """
+    most = room(whole)
+    chunks = whole.chunks(most)
+    if whole.data is not None and most < whole.data.samples:
+        whole.tell(f"layers are fitted on {most} of {whole.data.samples} samples, which is what memory allows")
+    alphas = [alpha for alpha in ALPHAS if whole.data is not None or alpha >= RIDGE_SYNTHETIC]
+    refit = Refit(whole.coupling, removed, chunks, alphas)
+    edits = refit.edits()
+    for note in refit.notes:
+        whole.tell(note)
+    return edits
+
+
+def room(scene: Scene) -> int:
+    """How many samples are held in memory at the same time, in the original and in the pruned model."""
+    shapes = scene.coupling.shapes
+    largest = max((prod(shape) for name, shape in shapes.shapes.items() if name not in scene.weights), default=1)
+    samples = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
+    return int(np.clip(LIVE * samples // (12 * largest), 8, SAMPLES))
 
 
 def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:

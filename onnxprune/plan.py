@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from base64 import b64decode, b64encode
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -68,6 +69,8 @@ class PlanEdit:
     ``into`` and a column for each of ``channels``, one row after the other; ``places`` indices in a row are one channel, and
     the n-th of them gives to the n-th. A constant that is left over is ``add``: a vector that is added to input ``input`` of
     the node that writes the tensor ``node``; an input that it lacks is added to zero.
+
+    ``weights``: all numbers of the tensor, little-endian float32 (in JSON base64), that take the place of its own.
     """
 
     tensor: str
@@ -79,11 +82,12 @@ class PlanEdit:
     add: tuple[float, ...] = ()
     scales: array[float] = field(default_factory=lambda: array("f"))
     places: int = 0
+    weights: bytes = b""
 
     @property
     def approximate(self) -> bool:
         """Whether it makes up for what leaves, rather than changing nothing."""
-        return bool(self.scales)
+        return bool(self.scales or self.weights)
 
     @property
     def is_consistent(self) -> bool:
@@ -119,6 +123,8 @@ class Plan(JsonFile):
         copies = [asdict(c) | {"keep": list(c.keep)} for c in self.copies]
         lists = ("channels", "into", "add", "scales")
         edits = [{f.name: getattr(e, f.name) for f in fields(e)} | {n: list(getattr(e, n)) for n in lists} for e in self.edits]
+        for edit in edits:
+            edit["weights"] = b64encode(edit["weights"]).decode("ascii")
         found = {"schema": SCHEMA, "model_sha256": self.model_sha256, "sites": sites, "copies": copies}
         return found | ({"edits": edits} if edits else {})
 
@@ -159,6 +165,7 @@ class Plan(JsonFile):
                     tuple(map(float, e["add"])),
                     array("f", e.get("scales", ())),
                     int(e.get("places", 0)),
+                    b64decode(e.get("weights", ""), validate=True),
                 )
                 for e in data.get("edits", ())
             )

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.allocation import AUTO, Limits, Rungs, Scores, Table, counts, lowest, read_table
 from onnxprune.channels import analyse, chosen, named
-from onnxprune.compensate import MODES, merged, refitted
+from onnxprune.compensate import MODES, fitted, merged, refitted
 from onnxprune.cost import Cost, cost
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
@@ -24,6 +24,7 @@ from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, Saved, Scene, ScoreTable, summed
 from onnxprune.importance import criterion as find_criterion
 from onnxprune.knapsack import Knapsack
+from onnxprune.lazy import AnyModel
 from onnxprune.plan import Plan
 from onnxprune.profile import DeviceProfile, Pace, Pacer
 from onnxprune.shapes import infer
@@ -102,6 +103,7 @@ class Sampler:
         self._pacer = Pacer(profile, seed=seed)
         self.speed: Speed | None = None
         self._whole: Scene | None = None
+        self._refitted: tuple[Standing, Standing] | None = None
         self._interval = interval
         self._table = scores if scores is None or isinstance(scores, ScoreTable) else ScoreTable.load(scores)
         parts = {"*": clusters} if isinstance(clusters, int) else read_table(clusters, "--clusters")
@@ -170,9 +172,9 @@ class Sampler:
             return self.take(standing, chosen, data)
 
         if limits.round_to != AUTO:
-            return cut(None)
+            return self.compensated(cut(None), data)
         found, self.speed = self._pacer.fastest(standing.base.graph, self._pacer.rungs(standing), cut)
-        return found
+        return self.compensated(found, data)
 
     def reach(self, standing: Standing, target: Target, original: Graph, data: Dataset | None = None) -> tuple[Standing, Met]:
         """Let as many channels of each group leave as meet a target, with the least error.
@@ -213,7 +215,7 @@ class Sampler:
                 whole,
                 lambda counts: self.take(standing, counts, data),
                 price,
-                None if judged is None else lambda found: judged.lost(apply(found.coupling, found.removed).ready()),
+                None if judged is None else lambda found: judged.lost(_cut(self.compensated(found, data))),
                 "" if judged is None else judged.measure,
                 not isinstance(footprint, Pace),
             )
@@ -223,9 +225,9 @@ class Sampler:
 
         if self.limits.round_to != AUTO:
             float_only = self._pacer.rungs(standing, ("float",)) if target.size == SPEED and self.limits.round_to == 1 else None
-            return cut(float_only), met[-1]
+            return self.compensated(cut(float_only), data), met[-1]
         found, self.speed = self._pacer.fastest(original, self._pacer.rungs(standing), cut)
-        return found, met[-1]
+        return self.compensated(found, data), met[-1]
 
     def _timed(self, original: Graph, whole: int, standing: Standing) -> Cost | None:
         """What a cut model costs of the time of the original, measured; None where that is on another machine."""
@@ -246,10 +248,28 @@ class Sampler:
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
                 again = self._options.recursive and not self._options.compat and len(pairs.leaves)
                 count = count - len(pairs.leaves) if again else 0
-            if self._mode == "least-squares" and scene.group(number).size < whole.group(number).size:
+            if (
+                self._mode == "least-squares"
+                and not self._sequential(data)
+                and scene.group(number).size < whole.group(number).size
+            ):
                 standing = standing.edited(refitted(scene, whole, number))
                 scene = scene.after(standing.coupling, standing.removed, standing.heirs)
         return standing
+
+    def compensated(self, standing: Standing, data: Dataset | None = None) -> Standing:
+        """Let what stays take over from all that has left, layer by layer."""
+        if self._mode != "least-squares" or not self._sequential(data) or not standing.plan.sites:
+            return standing
+        if self._refitted is None or self._refitted[0] is not standing:
+            whole = self._whole
+            assert whole is not None, "made when the channels were chosen"
+            self._refitted = standing, standing.edited(fitted(whole, standing.removed))
+        return self._refitted[1]
+
+    def _sequential(self, data: Dataset | None) -> bool:
+        """Whether layers are fitted once everything has left, rather than group by group."""
+        return data is not None or isinstance(self._criterion, Curved)
 
     def _scene(self, standing: Standing, data: Dataset | None) -> Scene:
         """The model as it is; what is known of it as it was at first is kept."""
@@ -341,6 +361,10 @@ class Sampler:
 
 def _name(given: str | Criterion) -> str:
     return given if isinstance(given, str) else type(given).__name__
+
+
+def _cut(standing: Standing) -> AnyModel:
+    return apply(standing.coupling, standing.removed).ready()
 
 
 def _price(standing: Standing) -> Cost | None:

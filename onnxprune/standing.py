@@ -65,7 +65,7 @@ class Standing:
     @property
     def merged(self) -> BoolArray:
         """The components whose work was given to others, for which these make up as well as they can."""
-        return self._edited("channels") & self.removed
+        return (self._edited("channels") | self._fitted()) & self.removed
 
     @property
     def heirs(self) -> BoolArray:
@@ -75,9 +75,17 @@ class Standing:
     def _edited(self, which: str) -> BoolArray:
         marks = np.zeros(len(self.coupling.components.root), np.bool_)
         for edit in self.edits:
-            if edit.approximate:
+            if edit.scales:
                 labels = self.coupling.labels(Site(edit.tensor, edit.axis))
                 marks[self.coupling.components.root[labels[list(getattr(edit, which))]]] = True
+        return marks
+
+    def _fitted(self) -> BoolArray:
+        """The components that are read by weights that were fitted, and make up for all that has left."""
+        marks = np.zeros(len(self.coupling.components.root), np.bool_)
+        for site in (Site(edit.tensor, edit.axis) for edit in self.edits if edit.weights):
+            if site in self.coupling.flow.sites:
+                marks[self.coupling.components.root[self.coupling.labels(site)]] = True
         return marks
 
     def without(self, leaving: IntArray) -> Standing:
@@ -87,11 +95,15 @@ class Standing:
         return replace(self, removed=removed)
 
     def edited(self, edits: list[PlanEdit]) -> Standing:
-        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one."""
+        """The same with further changes of weights. One of the same axis of a tensor takes the place of an earlier one.
+
+        Weights that were fitted take the place of all that made up for anything.
+        """
         if not edits:
             return self
         axes = {(e.tensor, e.axis) for e in edits if e.places}
-        kept = tuple(e for e in self.edits if not e.approximate or (e.tensor, e.axis) not in axes)
+        anew = any(e.weights for e in edits)
+        kept = tuple(e for e in self.edits if not e.approximate or not (anew or (e.tensor, e.axis) in axes))
         added = edits if len(kept) == len(self.edits) else [*kept[self.fixed :], *edits]
         start = self.coupling if len(kept) == len(self.edits) else self.base
         graph = lossless.edited(start.graph, added)

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "onnxprune"
 LAYERS = [
     "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph", "runtime", "shapes", "rules",
     "labels", "flow", "filters", "channels", "bounds", "cost", "footprint", "target", "data", "clock", "allocation",
-    "knapsack", "fit", "plan", "surgery", "remove", "lossless", "gradient", "evaluate", "importance", "compensate",
-    "standing", "report", "quantize", "profile", "sampler", "evaluation", "evaluator", "proof", "progressive",
+    "knapsack", "fit", "plan", "surgery", "remove", "lossless", "leastsquares", "gradient", "evaluate", "importance",
+    "compensate", "standing", "report", "quantize", "profile", "sampler", "evaluation", "evaluator", "proof", "progressive",
     "recorder", "sweep",
     "result", "pruner", "family", "finetune", "sparsify", "compare", "demo", "operators", "__init__", "cli", "__main__",
 ]

@@ -22,6 +22,7 @@ from onnxprune.importance.impact import Impact
 from onnxprune.importance.kmeans import ByTaylor, Clustered, Distance
 from onnxprune.importance.magnitude import l1, l2
 from onnxprune.importance.measured import Measured
+from onnxprune.importance.obs import Obs
 from onnxprune.importance.options import Options
 from onnxprune.importance.pairs import Nominator, Pairs
 from onnxprune.importance.paoding import MODES, Paoding
@@ -56,6 +57,7 @@ CRITERIA: Mapping[str, Callable[[Options], Criterion]] = {
     "stochastic": lambda options: Paoding("stochastic", options) if options.compat else Stochastic(options),
     "wasserstein": Wasserstein,
     "reconstruction": Reconstruction,
+    "obs": Obs,
 }
 
 
@@ -85,6 +87,7 @@ __all__ = [
     "Impact",
     "Measured",
     "Nominator",
+    "Obs",
     "Options",
     "Pairs",
     "Paoding",

@@ -10,10 +10,11 @@ import numpy as np
 from onnxprune.allocation import Scores
 from onnxprune.bounds import Bounds, Effects, Interval
 from onnxprune.channels import ChannelGroup, Coupling
-from onnxprune.data import Dataset
+from onnxprune.data import Dataset, rechunked
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
 from onnxprune.importance.calibration import Calibration
+from onnxprune.importance.spread import stacked
 from onnxprune.importance.synthetic import Feeds, synthetic
 from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
@@ -23,9 +24,6 @@ from onnxprune.rules.notation import letters
 from onnxprune.runtime import Kernels, Session, tapped
 from onnxprune.surgery import mask
 from onnxprune.weights import Array
-
-PLACES = 4096
-"""Places that are looked at in what comes of synthetic inputs, at most."""
 
 _LINE = (0, 1, -64, 64)
 """What is added to a layer's sums to see how far they are only scaled and shifted."""
@@ -62,6 +60,7 @@ class Scene:
         self._found: dict[int, tuple[IntArray, Array | None]] = {}
         self._units: dict[int, Units | None] = {}
         self._measured: dict[object, list[Scores]] = {}
+        self._told: list[str] = []
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
@@ -80,7 +79,13 @@ class Scene:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it was measured."""
-        return tuple(self._origin._calibration.notes) if "_calibration" in vars(self._origin) else ()
+        measured = self._origin._calibration.notes if "_calibration" in vars(self._origin) else []
+        return (*measured, *self._origin._told)
+
+    def tell(self, note: str) -> None:
+        """Let the user know something, once."""
+        if note not in self._origin._told:
+            self._origin._told.append(note)
 
     @cached_property
     def _calibration(self) -> Calibration:
@@ -108,6 +113,12 @@ class Scene:
     def feeds(self) -> list[Feeds]:
         """Synthetic inputs, made from the model as it was at first."""
         return list(synthetic(self.coupling, self.interval)) if self._origin is self else self._origin.feeds
+
+    def chunks(self, most: int) -> list[Feeds]:
+        """The user's inputs, evenly chosen where there are more than ``most``, or synthetic ones; some at a time."""
+        if self.data is not None:
+            return self.data.chunks(self.graph.inputs, most)
+        return list(rechunked(self.feeds, self.graph.inputs, most))
 
     def group(self, number: int) -> ChannelGroup:
         """A group with the channels that are there."""
@@ -217,10 +228,10 @@ class Scene:
                 seen = dict(zip(tensors, session.run(feeds, tensors), strict=True))
                 for n, names in read.items():
                     for name, axis in names.items():
-                        rows[n][name].append(self._by_channel(n, name, axis, np.asarray(seen[name], np.float32)))
+                        rows[n][name].append(self.by_channel(n, name, axis, np.asarray(seen[name], np.float32)))
         except ModelError:
             return dict.fromkeys(read)
-        return {n: _some([part for parts in names.values() for part in parts]) for n, names in rows.items()}
+        return {n: stacked([part for parts in names.values() for part in parts]) for n, names in rows.items()}
 
     def read(self, number: int) -> dict[str, int]:
         """The tensors in which a group's channels are read, and along which axis."""
@@ -266,7 +277,7 @@ class Scene:
     def _sums(self) -> dict[int, Sum]:
         return {sum_.call.node.index: sum_ for sum_ in all_sums(self.coupling)}
 
-    def _by_channel(self, number: int, name: str, axis: int, values: Array) -> Array | None:
+    def by_channel(self, number: int, name: str, axis: int, values: Array) -> Array | None:
         """A tensor with one column for each channel of a group; each of a channel's indices along ``axis`` is a place."""
         at = self.places(number, name, axis)
         return None if at is None else np.moveaxis(values, axis, -1)[..., at.T].reshape(-1, len(at))
@@ -378,14 +389,3 @@ class Scene:
                 at = [places.get(int(root), -1) for root in self.group(number).roots]
                 found = first[at] if min(at) >= 0 else found
         return None if np.isnan(found).any() else found
-
-
-def _some(parts: list[Array | None]) -> Array | None:
-    """Rows below each other, always the same ones where there are many; None if any part is unknown, or not finite."""
-    known = [part for part in parts if part is not None]
-    if not known or len(known) < len(parts):
-        return None
-    found = np.concatenate(known)
-    if len(found) > PLACES:
-        found = found[np.random.default_rng(0).choice(len(found), PLACES, replace=False)]
-    return found if np.isfinite(found).all() else None

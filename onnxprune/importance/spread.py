@@ -15,6 +15,9 @@ import numpy as np
 from onnxprune.labels import IntArray
 from onnxprune.weights import Array
 
+PLACES = 4096
+"""Places that are looked at in what comes of synthetic inputs, at most."""
+
 RIDGE = 0.01
 """What is added to each unit's variance, as a share of the mean variance: synthetic inputs are not to be believed too far."""
 
@@ -115,3 +118,14 @@ def refit(seen: Array, wanted: Array, stays: IntArray, guess: Array) -> tuple[In
     rest[stays] -= x_mean
     rest[columns] -= x_mean @ found
     return columns, found, rest
+
+
+def stacked(parts: list[Array | None]) -> Array | None:
+    """Rows below each other, always the same ones where there are many; None if any part is unknown, or not finite."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    found = np.concatenate(known)
+    if len(found) > PLACES:
+        found = found[np.random.default_rng(0).choice(len(found), PLACES, replace=False)]
+    return found if np.isfinite(found).all() else None

@@ -74,6 +74,9 @@ class _Editing:
         size = shape[edit.axis] if 0 <= edit.axis < len(shape) else 0
         if not edit.is_consistent or not all(0 <= c < size for c in (*edit.channels, *edit.into)):
             raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
+        if edit.weights:
+            self._store(edit.tensor, self.weights.replaced(edit.tensor, self._given(edit, shape)))
+            return
         values = self.weights.read(edit.tensor).copy()
         targets, sums = handed_over(values, edit)
         rows = np.moveaxis(values, edit.axis, 0)
@@ -96,6 +99,19 @@ class _Editing:
             self._store(name, self.weights.replaced(name, values))
         else:
             self._read_own(node, edit.input, values)
+
+    def _given(self, edit: PlanEdit, shape: tuple[int, ...]) -> Array:
+        """The numbers that an edit gives a tensor, in its own type."""
+        numbers = np.frombuffer(edit.weights, "<f4") if len(edit.weights) % 4 == 0 else np.zeros(0, np.float32)
+        with np.errstate(over="ignore"):
+            values = numbers.astype(self.weights.read(edit.tensor).dtype)
+        count = self.weights.count(edit.tensor)
+        if len(values) != count or not np.isfinite(values).all():
+            raise PlanError(
+                f"plan: edit of {edit.tensor!r}: its weights must be {count} finite numbers of 4 bytes; the plan was made for "
+                "another model"
+            )
+        return values.reshape(shape)
 
     def result(self) -> Graph:
         """The graph as it is now. The structure is copied only if it changed, the weights not at all."""

@@ -1,0 +1,86 @@
+"""The error that is left after the best compensation (optimal brain surgeon), for all groups in one pass over the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from onnxprune.allocation import Scores
+from onnxprune.importance.measured import Measured
+from onnxprune.importance.probe import Cut, probed
+from onnxprune.importance.readers import Reader, readers_of
+from onnxprune.importance.scene import Scene
+from onnxprune.leastsquares import Eliminated, eliminate, linear_layers
+from onnxprune.runtime import Session, tapped
+
+RIDGE, RIDGE_SYNTHETIC = 1e-3, 1e-2
+"""Penalty of the fits that the errors are those of, on the user's inputs and on synthetic ones."""
+
+SAMPLES = 1024
+"""Inputs that are looked at, at most."""
+
+MEMORY = 1 << 29
+"""Bytes of Gram matrices that are filled in one pass over the inputs; of more, there are several."""
+
+
+class Obs(Measured):
+    """The error in what reads a channel if it leaves and all that stay are fitted anew.
+
+    Of every layer that reads a group's channels, in units of the variance of what comes of it (with what is added to its sums),
+    summed over these layers; channels leave one after the other, always the one that is missed least. The errors of groups are
+    made comparable by what half of each, cut alone, does to the model's outputs (:mod:`~onnxprune.importance.probe`).
+    """
+
+    name = "obs"
+    compensation = "least-squares"
+
+    def measure(self, scene: Scene) -> list[Scores]:
+        """Float64 (channels,) for each group: how much the error grows when the channel's turn comes."""
+        alpha = RIDGE_SYNTHETIC if scene.data is None else RIDGE
+        found: list[Eliminated] = []
+        cuts: list[Cut] = []
+        for number, readers in _read(scene):
+            group = scene.group(number)
+            systems = [system for reader in readers for system in reader.systems()]
+            gone = eliminate(systems, alpha) if systems else Eliminated(np.arange(group.size), np.arange(group.size + 1.0))
+            found.append(gone)
+            half = group.size // 2
+            edits = [edit for reader in readers for edit in reader.fitted(gone.order[:half], alpha)]
+            cuts.append(Cut(group.roots[gone.order[:half]], edits, float(gone.curve[half])))
+        return [_scores(one) * scale for one, scale in zip(found, probed(scene, cuts), strict=True)]
+
+    def curve(self, scene: Scene, number: int) -> Scores:
+        """The error once 0, 1, ..., all of a group's channels have left, float64 (channels + 1,)."""
+        return np.concatenate([[0.0], np.cumsum(np.sort(self.rank(scene, number)))])
+
+
+def _scores(gone: Eliminated) -> Scores:
+    """By how much the error grows when each channel's turn comes; it never shrinks from one to the next."""
+    found = np.empty(len(gone.order))
+    found[gone.order] = np.maximum.accumulate(np.maximum(np.diff(gone.curve), 0.0))
+    return found
+
+
+def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
+    """Each group with what reads its channels, after that has seen the inputs."""
+    layers = {layer.call.node.index: layer for layer in linear_layers(scene.coupling)}
+    chunks = scene.chunks(SAMPLES)
+    waiting = list(range(len(scene.coupling.groups)))
+    while waiting:
+        there: dict[int, list[Reader]] = {}
+        room = float(MEMORY)
+        while waiting:
+            readers = readers_of(scene, waiting[0], layers)
+            room -= sum(8 * reader.width**2 for reader in readers)
+            if room < 0 and there:
+                break
+            there[waiting.pop(0)] = readers
+        names = list(dict.fromkeys(name for readers in there.values() for reader in readers for name in reader.tensors))
+        if names:
+            session = Session(tapped(scene.graph.assemble(), names, only=True).ready(), threads=2)
+            for turn, feeds in enumerate(chunks):
+                seen = dict(zip(names, session.run(feeds, names), strict=True))
+                for reader in (reader for readers in there.values() for reader in readers):
+                    reader.add([np.asarray(seen[name]) for name in reader.tensors], turn)
+        yield from there.items()
