@@ -142,7 +142,7 @@ class _Track:
 
     def race(self, model: AnyModel) -> Race:
         """Against the original as it is."""
-        return race(self._first("float"), Session(model, optimise=True), self.feeds)
+        return race(self._first("float"), Session(model, optimise=True), self.feeds, seconds=3)
 
     def speed(self, model: AnyModel, given_up: str) -> Speed:
         """Against the original as it is, and if that is no slower in integers."""
