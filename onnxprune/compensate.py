@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxprune.importance import Pairs, Scene, Units
 from onnxprune.importance.obs import RIDGE_SYNTHETIC
+from onnxprune.importance.probe import Probe
 from onnxprune.importance.spread import refit
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.leastsquares import ALPHAS, Refit
@@ -58,6 +59,14 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
     edits = refit.edits()
     for note in refit.notes:
         whole.tell(note)
+    probe, leaves = Probe(whole, 2), np.flatnonzero(removed)
+    plain, better = probe.of(leaves, ()), probe.of(leaves, edits)
+    if edits and not better < plain:
+        whole.tell(
+            f"least squares is left out: with it the outputs are {better:.3g} of their variance away from the original's, "
+            f"without it {plain:.3g}"
+        )
+        return []
     return edits
 
 

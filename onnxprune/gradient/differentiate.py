@@ -42,6 +42,7 @@ class GradientGraph:
     ``outputs``: which output has the derivative by what: by an input or an activation per sample, of its shape; by a stored
     tensor summed over the samples, of its shape; by a gate ``(samples, channels)``, or ``(channels,)`` on the first axis.
     ``masked``: which input is read by the backward pass instead of a stored tensor. ``elem_type``: of the weights.
+    ``classes``: how many there are, 0 for losses that know none.
     """
 
     model: ModelProto
@@ -50,6 +51,7 @@ class GradientGraph:
     masked: Mapping[str, str] = field(default_factory=dict)
     needs_labels: bool = False
     elem_type: int = TensorProto.FLOAT
+    classes: int = 0
 
     def feeds(
         self,
@@ -145,7 +147,7 @@ def differentiate(
     ]
     outputs += [_like(name, shapes, name) for name in also]
     model = extended.finish(inputs, outputs)
-    return GradientGraph(model, results, head.targets, stand_ins, head.needs_labels, head.step.elem_type)
+    return GradientGraph(model, results, head.targets, stand_ins, head.needs_labels, head.step.elem_type, head.classes)
 
 
 class _Head:
@@ -156,6 +158,7 @@ class _Head:
         self.loss, self.probabilities, self.temperature, self.hard = loss, probabilities, temperature, hard
         self.targets: dict[str, str] = {}
         self.seeds: dict[str, Name] = {}
+        self.classes = 0
         self.needs_labels = loss in ("cross-entropy", "margin") or (loss == "kl" and hard > 0)
         try:
             self._squared() if loss == "squared" else self._classes()
@@ -201,6 +204,7 @@ class _Head:
         probabilities = self.probabilities and not last
         whole = self._two(op, flat, probabilities) if count == 1 else flat
         scores, classes = Scores(whole, probabilities), max(2, count)
+        self.classes = classes
         if self.loss == "kl":
             self.targets[output] = f"{PREFIX}target_{output}"
             self.extended.reserve(self.targets.values())

@@ -14,8 +14,9 @@ from onnxprune.data import Dataset, rechunked
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
 from onnxprune.importance.calibration import Calibration
+from onnxprune.importance.pull import Feeds
 from onnxprune.importance.spread import stacked
-from onnxprune.importance.synthetic import Feeds, synthetic
+from onnxprune.importance.synthetic import plenty, synthetic
 from onnxprune.importance.units import Units
 from onnxprune.labels import BoolArray, IntArray
 from onnxprune.lossless import Handover, Left, Slot, Sum, all_sums, bias_slot
@@ -42,13 +43,14 @@ class Scene:
         self,
         coupling: Coupling,
         removed: BoolArray,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: tuple[float, float] | None = None,
         heirs: BoolArray | None = None,
         before: Scene | None = None,
         *,
         data: Dataset | None = None,
     ) -> None:
-        self.coupling, self.graph, self.interval, self.data = coupling, coupling.graph, interval, data
+        self.coupling, self.graph, self.data = coupling, coupling.graph, data
+        self.interval, self._given = interval or (0.0, 1.0), interval
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
@@ -64,7 +66,7 @@ class Scene:
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
-        return Scene(coupling, removed, self.interval, heirs, self, data=self.data)
+        return Scene(coupling, removed, self._given, heirs, self, data=self.data)
 
     def calibration(self, criterion: str) -> Calibration:
         """The model as it was at first, on the data that a criterion needs.
@@ -118,7 +120,12 @@ class Scene:
         """The user's inputs, evenly chosen where there are more than ``most``, or synthetic ones; some at a time."""
         if self.data is not None:
             return self.data.chunks(self.graph.inputs, most)
-        return list(rechunked(self.feeds, self.graph.inputs, most))
+        return list(rechunked(self._origin._plenty, self.graph.inputs, most))
+
+    @cached_property
+    def _plenty(self) -> list[Feeds]:
+        """Synthetic inputs in the range that the user gives, or the weights tell."""
+        return list(synthetic(self.coupling, self._given, samples=plenty(self.coupling)))
 
     def group(self, number: int) -> ChannelGroup:
         """A group with the channels that are there."""

@@ -8,7 +8,7 @@ also makes up for what is wrong with that; where an activation follows that clip
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnxprune.errors import ModelError
 from onnxprune.flow import Site
 from onnxprune.labels import BoolArray
 from onnxprune.leastsquares.linear import Linear, linear_layers
-from onnxprune.leastsquares.ridge import ALPHAS, ROUNDS, Solver, error, gram
+from onnxprune.leastsquares.ridge import ALPHAS, ROUNDS, RowSolver, Solver, error, gram
 from onnxprune.leastsquares.tail import Tail, tail_of
 from onnxprune.leastsquares.walk import Walk
 from onnxprune.plan import PlanEdit, make_plan
@@ -33,6 +33,9 @@ POSITIONS = 256
 
 ROWS = 1 << 29
 """Bytes of rows that a layer is fitted on, at most."""
+
+WIDEST, FEWEST = 5000, 4096
+"""Columns of a layer that is fitted by their Gram matrix, at most; a wider one is fitted on so many rows."""
 
 HELD_OUT = 4
 """One chunk of so many is held out to choose the ridge."""
@@ -186,7 +189,8 @@ class _Rows:
         layer = job.layer
         self.tail, self.layer = job.tail, layer
         samples = sum(len(part) for part in wanted)
-        most = min(POSITIONS, ROWS / (4 * layer.groups * (layer.columns + 1)) / max(samples, 1))
+        room = ROWS / (4 * layer.groups * (layer.columns + 1)) if layer.columns < WIDEST else FEWEST
+        most = min(POSITIONS, room / max(samples, 1))
         grids = [layer.grid(part.shape, most, turn) for turn, part in enumerate(wanted)]
         self.ends = [layer.sums(part, grid).astype(np.float32) for part, grid in zip(wanted, grids, strict=True)]
         self.others: list[Array] | None = None
@@ -221,20 +225,13 @@ class _Rows:
         start = prior if biased else prior[:-1]
         fit = [k for k, held in enumerate(self.held) if not held]
         test = [k for k, held in enumerate(self.held) if held]
-        a, b = _sums(xs, xs, fit), _sums(xs, ys, fit)
-        alpha = alphas[len(alphas) // 2]
-        if test:
-            a2, b2 = _sums(xs, xs, test), _sums(xs, ys, test)
-            power = float(sum(np.square(ys[k], dtype=np.float64).sum() for k in test))
-            errors = [error(a2, b2, power, Solver(a, start, one).solve(b)) for one in alphas]
-            if min(errors) >= error(a2, b2, power, start):
-                return None
-            alpha, a, b = alphas[int(np.argmin(errors))], a + a2, b + b2
-        solver = Solver(a, start, alpha)
-        z = solver.solve(b)
+        choose = _by_rows if len(start) > WIDEST else _by_columns
+        solve = choose(xs, ys, start, alphas, fit, test)
+        if solve is None:
+            return None
+        z = solve(ys)
         for _ in range(ROUNDS if self.tail.clips else 0):
-            goals = [self._let(x, z, end, add, scale) for x, end, add in zip(xs, ends, fixed, strict=True)]
-            z = solver.solve(_sums(xs, goals, range(len(xs))))
+            z = solve([self._let(x, z, end, add, scale) for x, end, add in zip(xs, ends, fixed, strict=True)])
         return z if biased else np.concatenate([z, prior[-1:]])
 
     def _let(self, x: Array, z: Array, end: Array, add: Array, scale: Array) -> Array:
@@ -245,5 +242,41 @@ class _Rows:
         return np.asarray((goal - add) / scale)
 
 
-def _sums(xs: Sequence[Array], ys: Sequence[Array], chosen: Sequence[int]) -> Array:
+Parts = Sequence[Array]
+Solve = Callable[[Parts], Array]
+
+
+def _by_columns(
+    xs: Parts, ys: Parts, start: Array, alphas: Sequence[float], fit: Sequence[int], test: Sequence[int]
+) -> Solve | None:
+    """How to solve for any target, with the penalty that does best on the parts ``test``; None where the start does better."""
+    a, alpha = _sums(xs, xs, fit), alphas[len(alphas) // 2]
+    if test:
+        b, a2, b2 = _sums(xs, ys, fit), _sums(xs, xs, test), _sums(xs, ys, test)
+        power = float(sum(np.square(ys[k], dtype=np.float64).sum() for k in test))
+        errors = [error(a2, b2, power, Solver(a, start, one).solve(b)) for one in alphas]
+        if min(errors) >= error(a2, b2, power, start):
+            return None
+        alpha, a = alphas[int(np.argmin(errors))], a + a2
+    solver = Solver(a, start, alpha)
+    return lambda goals: solver.solve(_sums(xs, goals, range(len(xs))))
+
+
+def _by_rows(
+    xs: Parts, ys: Parts, start: Array, alphas: Sequence[float], fit: Sequence[int], test: Sequence[int]
+) -> Solve | None:
+    """The same for more columns than rows."""
+    alpha = alphas[len(alphas) // 2]
+    if test:
+        x, y, x2, y2 = (np.concatenate([parts[k] for k in which]) for which in (fit, test) for parts in (xs, ys))
+        matrices = [RowSolver(x, start, one).solve(y) for one in alphas]
+        errors = [float(np.square(y2 - x2 @ z.astype(np.float32)).sum()) for z in (start, *matrices)]
+        if int(np.argmin(errors)) == 0:
+            return None
+        alpha = alphas[int(np.argmin(errors)) - 1]
+    solver = RowSolver(np.concatenate(xs), start, alpha)
+    return lambda goals: solver.solve(np.concatenate(goals))
+
+
+def _sums(xs: Parts, ys: Parts, chosen: Sequence[int]) -> Array:
     return np.asarray(sum(gram(xs[k], ys[k]) for k in chosen))

@@ -61,6 +61,27 @@ class Solver:
         return np.asarray(self._inverse.T @ (self._inverse @ (b + self._pull)))
 
 
+class RowSolver:
+    """The same solution from the products of rows with rows, for fewer rows ``x`` than columns.
+
+    ``Z = P + L^-1 X' (X L^-1 X' + 1)^-1 (Y - X P)``; the last column's penalty is as good as none.
+    """
+
+    def __init__(self, x: Array, prior: Array, alpha: float) -> None:
+        powers = np.square(x, dtype=np.float64).sum(axis=0)
+        weight = alpha * np.maximum(powers, 1e-6 * powers.mean())
+        weight[-1] = 1e-4 * weight[-1]
+        self._scaled = (x / np.sqrt(weight).astype(np.float32)).astype(np.float32)
+        self._x, self._prior, self._weight = x, prior, weight
+        self._inner = (self._scaled @ self._scaled.T).astype(np.float64) + np.eye(len(x))
+
+    def solve(self, y: Array) -> Array:
+        """The matrix, float64 (columns, sums), for targets (rows, sums)."""
+        missing = y - self._x @ self._prior.astype(np.float32)
+        found = np.linalg.solve(self._inner, missing.astype(np.float64))
+        return np.asarray(self._prior + (self._scaled.T @ found) / np.sqrt(self._weight)[:, None])
+
+
 def error(a: Array, b: Array, power: float, z: Array) -> float:
     """``||Y - X Z||^2`` from Gram matrices; ``power`` is ``||Y||^2``."""
     return float(power - 2 * np.vdot(b, z) + np.vdot(z, a @ z))
