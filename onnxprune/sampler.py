@@ -230,10 +230,10 @@ class Sampler:
         return self.compensated(found, data), met[-1]
 
     def _timed(self, original: Graph, whole: int, standing: Standing) -> Cost | None:
-        """What a cut model costs of the time of the original, measured; None where that is on another machine."""
+        """What a cut model costs of the time of the original, at most by what is measured; None for another machine."""
         if not self._pacer.here:
             return None
-        return Cost(0, 0, 0, round(whole * self._pacer.time(standing, original).ratio))
+        return Cost(0, 0, 0, round(whole * self._pacer.time(standing, original).high))
 
     def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
         """Let so many more channels of each group leave."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.allocation import Rungs
 from onnxprune.channels import Coupling
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, TargetError
 from onnxprune.evaluate import Race, Speed, race
 from onnxprune.files import FILE_LIMIT
 from onnxprune.graph import Graph
@@ -32,6 +32,12 @@ INTEGER_LIMIT = 500_000_000
 """Bytes of a model that is not quantised just to see how fast that would be."""
 
 
+_ALL_SLOWER = (
+    "the model that meets the target is slower than the original, and no smaller cut meets it; nothing was written; "
+    "ask for less, or give --round-to a number to have it nevertheless"
+)
+
+
 class Pacer:
     """Measures what it needs, once.
 
@@ -49,7 +55,14 @@ class Pacer:
         self._seed = seed
         self._rungs: dict[tuple[str, ...], tuple[Coupling, Rungs]] = {}
         self._track: _Track | None = None
-        self.notes: tuple[str, ...] = ()
+        self._lacking, self._alone, self._outcome = "", "", ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of times that were foreseen, and of cuts that were not made."""
+        foreseen = f"latencies are those of {self._profile.name}, and foreseen: no model was timed there"
+        used = self._lacking or self._alone or self._rungs or self._track
+        return tuple(filter(None, ("" if self.here or not used else foreseen, self._alone, self._lacking, self._outcome)))
 
     @property
     def here(self) -> bool:
@@ -80,6 +93,7 @@ class Pacer:
         self._look(standing.coupling, NUMBERS[:1], grids=True)
         track = self._on(original)
         whole = track.whole if self.here else self._profile.models.get(original.sha256)
+        self._alone = "" if whole else "the whole model is not in its profile; its latency is taken to be that of its layers"
         pace = Pace(standing.coupling, self._profile, standing.removed, orders, whole=whole, unit=unit)
         return pace, pace.total([0] * len(orders)) if whole is None else whole.nanoseconds
 
@@ -92,17 +106,26 @@ class Pacer:
 
         Args:
             cut: how a model is cut to some widths.
+
+        Raises:
+            TargetError: a target is only met by slower models.
         """
         if not self.here:
             return cut(rungs), None
-        track = self._on(original)
+        track, speed = self._on(original), None
+        self._outcome = ""
         for said, tried in _tries(rungs):
-            found = cut(tried)
+            try:
+                found = cut(tried)
+            except TargetError as error:
+                if speed is None:
+                    raise
+                raise TargetError(_ALL_SLOWER) from error
             speed = track.speed(_cut(found), said) if found.plan.cuts else None
             if speed is None or not speed.slower:
                 break
         if said and speed is None:
-            self.notes = ("every cut that was tried makes the model slower, so none was made",)
+            self._outcome = "every cut that was tried makes the model slower, so none was made"
         return found, speed
 
     def _look(self, coupling: Coupling, numbers: tuple[str, ...], *, grids: bool) -> None:
@@ -110,11 +133,9 @@ class Pacer:
         wanted = layers(coupling.graph, coupling.shapes)
         if self.here:
             self._profile = self._profile.extended(wanted, numbers, grids=grids)
-            return
-        lacking = ", ".join(map(str, self._profile.missing(wanted, "float")))
-        note = f"latencies are those of {self._profile.name}, and foreseen: no model was timed there"
-        more = f"its profile lacks {lacking}, whose time was taken in proportion to the work" if lacking else ""
-        self.notes = tuple(filter(None, (note, more)))
+        lacking = ", ".join(map(str, self._profile.missing(wanted, numbers[0])))
+        why = f"onnxruntime does not run {lacking} alone" if self.here else f"its profile lacks {lacking}"
+        self._lacking = f"{why}, whose time was taken in proportion to the work" if lacking else ""
 
     def _on(self, original: Graph) -> _Track:
         if self._track is None or self._track.original is not original:
