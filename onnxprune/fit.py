@@ -49,7 +49,8 @@ class Fit(Generic[S]):
         take: cut so many channels of each group: a model on its way.
         price: what that really costs; None where it is too large to be asked.
         exact: whether the knapsack's cost is what the target is about. If it is something else in the same units, as time in
-            those of work, the share holds for that as well, unless the target's own would have to be much smaller.
+            those of work, the share holds for that as well (``latency`` of a price, in these units), unless the target's own
+            would have to be much smaller.
         lost: what such a model loses on the data, as a share of all samples. ``measure``: what that is.
     """
 
@@ -65,7 +66,7 @@ class Fit(Generic[S]):
 
     def __post_init__(self) -> None:
         self._size = self.target.size
-        self._timed: list[tuple[tuple[S, int], int]] = []
+        self._timed: list[tuple[tuple[S, int], Cost]] = []
         self._before = int(getattr(self.whole, self._size))
         cost = self.knapsack.cost
         self._offset = self._before - cost.dead - cost.total([0] * len(self.knapsack.allowed))
@@ -108,7 +109,7 @@ class Fit(Generic[S]):
         return self.knapsack.least + self._offset
 
     def _unreachable(self) -> str:
-        least = min((cost for _, cost in self._timed), default=self._least)
+        least = min((int(getattr(price, self._size)) for _, price in self._timed), default=self._least)
         share = least / self._before if self._before else 1.0
         return (
             f"target {self.target} can't be met: at least {np.ceil(1e4 * share) / 1e4:g} of the {NAMES[self._size]} "
@@ -121,11 +122,11 @@ class Fit(Generic[S]):
         """The model with the least error of those that really cost no more than a limit; None where there is none."""
         offset, best = self._offset, None
         tried: set[tuple[int, ...]] = set()
-        near = _NEAR if self._size == SPEED else _MUCH
+        floor = limit if self.exact else int(limit * (_NEAR if self._size == SPEED else _MUCH))
         for _ in range(_CORRECTIONS):
             counts = self.knapsack.solve(limit - offset)
             if counts is None and not tried and not self.exact:
-                near, counts = _NEAR, [int(allowed[-1]) for allowed in self.knapsack.allowed]
+                counts = [int(allowed[-1]) for allowed in self.knapsack.allowed]
             if counts is not None and not any(counts) and self._before > limit:
                 counts = self.knapsack.first_step()  # any cut is rid of what no output needs, and that is enough
             if counts is None or tuple(counts) in tried:
@@ -133,22 +134,23 @@ class Fit(Generic[S]):
             tried.add(tuple(counts))
             foreseen = self.knapsack.cost.total(counts)
             made, cost = self._made(counts)
-            if cost <= limit and (best is None or cost > best[1]):
-                best = made, cost
-            if cost == foreseen + offset or (not self.exact and near * limit <= cost <= limit):
+            held = max(cost, self._timed[-1][1].latency if self._timed else 0)
+            rank = (min(cost, floor), -max(held, limit), cost)
+            if cost <= limit and (best is None or rank > best[2]):
+                best = made, cost, rank
+            if held == foreseen + offset or floor <= cost <= held <= limit:
                 break
-            near = near if cost > limit else _NEAR
-            offset = max(cost - foreseen, offset + 1) if cost > limit else cost - foreseen
-        return best
+            closer = max(held - foreseen, offset + 1)
+            offset = closer if held > limit and cost > floor else cost - foreseen + limit - floor
+        return None if best is None else best[:2]
 
     def _made(self, counts: Counts) -> tuple[S, int]:
         """A model, and what it costs."""
         made = self.take(counts)
         price, foreseen = self.price(made), self.knapsack.cost.total(counts) + self._offset
-        cost = foreseen if price is None else int(getattr(price, self._size))
         if not self.exact and price is not None:
-            self._timed.append(((made, foreseen), cost))
-        return made, cost
+            self._timed.append(((made, foreseen), price))
+        return made, foreseen if price is None else int(getattr(price, self._size))
 
     def _of(self, cost: int) -> str:
         return f"{amount_of(self._size, cost)} of {amount_of(self._size, self._before)}"

@@ -199,9 +199,10 @@ class Sampler:
             footprint: Footprint
             footprint, time = self._pacer.pace(standing, orders, original)
             whole = replace(whole, latency=time)
-            price = partial(self._timed, original, time)
+            price = partial(self._timed, original, time, False)
         elif self.limits.round_to == AUTO and target.size == "macs":  # of work, that which takes longest is worth most
             footprint = self._pacer.pace(standing, orders, original, unit=whole.macs)[0]
+            price = partial(self._timed, original, whole.macs, True) if target.kind == "macs" else _price
         else:
             footprint = Footprint(standing.coupling, target.size, standing.removed, orders)
         met: list[Met] = []
@@ -229,11 +230,12 @@ class Sampler:
         found, self.speed = self._pacer.fastest(original, self._pacer.rungs(standing), cut)
         return self.compensated(found, data), met[-1]
 
-    def _timed(self, original: Graph, whole: int, standing: Standing) -> Cost | None:
-        """What a cut model costs of the time of the original, at most by what is measured; None for another machine."""
-        if not self._pacer.here:
-            return None
-        return Cost(0, 0, 0, round(whole * self._pacer.time(standing, original).high))
+    def _timed(self, original: Graph, whole: int, sized: bool, standing: Standing) -> Cost | None:
+        """What a cut model costs (if ``sized``), and at most of the time of the original, measured, if that is on this machine."""
+        known = _price(standing) if sized else Cost(0, 0, 0)
+        if known is None or not self._pacer.here:
+            return known if sized else None
+        return replace(known, latency=round(whole * self._pacer.time(standing, original).high))
 
     def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
         """Let so many more channels of each group leave."""

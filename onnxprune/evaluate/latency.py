@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.lazy import AnyModel
-from onnxprune.runtime import Session
+from onnxprune.runtime import Session, clock
 from onnxprune.weights import Array
 
 
@@ -93,10 +93,6 @@ class Race:
 _ALIKE = 0.02
 """Models whose latencies differ by less are equally fast, if it can't be told with confidence which one is faster."""
 
-_CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-6 else time.perf_counter
-"""The time of this thread alone, where the system knows it: models of one thread run in it, and what other programs take of the
-processor meanwhile, in slices longer than many a run, does not count."""
-
 _RESAMPLED = 300
 """Resamples for a confidence interval."""
 
@@ -138,10 +134,10 @@ def race(one: Session, other: Session, feeds: Mapping[str, Array], *, seconds: f
 
 def _timed(session: Session, feeds: Mapping[str, Array], count: int) -> float:
     """Seconds of a run."""
-    start = _CLOCK()
+    start = clock()
     for _ in range(count):
         session.run(feeds)
-    return (_CLOCK() - start) / count
+    return (clock() - start) / count
 
 
 @dataclass(frozen=True, slots=True)
