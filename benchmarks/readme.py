@@ -113,9 +113,8 @@ def _deploying(results: dict[str, Any]) -> str:
         cells += [_points(_median(done, "agreement")), _points(_median([r for r in rows["l1"] if "after" in r], "after"))]
         peers = results.get("peers", {}).get(name, [])
         for tool in ("Torch-Pruning", "onnxsim"):
-            cells.append(
-                _points(max((p["accuracy"] for p in peers if p["tool"].startswith(tool) and "accuracy" in p), default=None))
-            )
+            found = [p["accuracy"] for p in peers if p["tool"].startswith(tool) and "accuracy" in p]
+            cells.append(_points(max(found, default=None)))
         cells += [f"{_median(done, 'cpu_s'):.0f}", f"{_median(done, 'peak_mb'):.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
