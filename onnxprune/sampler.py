@@ -231,7 +231,7 @@ class Sampler:
         return self.compensated(found, data), met[-1]
 
     def _timed(self, original: Graph, whole: int, sized: bool, standing: Standing) -> Cost | None:
-        """What a cut model costs (if ``sized``), and at most of the time of the original, measured, if that is on this machine."""
+        """What a cut model costs (if ``sized``), and how much of the original's time at most, if that is timed on this machine."""
         known = _price(standing) if sized else Cost(0, 0, 0)
         if known is None or not self._pacer.here:
             return known if sized else None
