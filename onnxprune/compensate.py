@@ -7,7 +7,6 @@ which its own incoming weights are longer where the activation allows that (Kim 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
@@ -73,9 +72,8 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
 def room(scene: Scene) -> int:
     """How many samples are held in memory at the same time, in the original and in the pruned model."""
     shapes = scene.coupling.shapes
-    largest = max((prod(shape) for name, shape in shapes.shapes.items() if name not in scene.weights), default=1)
-    samples = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
-    return int(np.clip(LIVE * samples // (12 * largest), 8, SAMPLES))
+    largest = max((shapes.numbers(name) for name in shapes.shapes if name not in scene.weights), default=1)
+    return int(np.clip(LIVE // (12 * largest), 8, SAMPLES))
 
 
 def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:

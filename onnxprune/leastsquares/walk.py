@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.runtime import Session
-from onnxprune.structure import bodies, captured
+from onnxprune.structure import bodies, captured, constant_tensor
 from onnxprune.weights import Array
 
 Feeds = Mapping[str, Array]
@@ -86,6 +86,16 @@ class Walk:
         node.input[index] = f"{output}::{index}"
         self._stored[node.input[index]] = numpy_helper.from_array(values, node.input[index])
         self._nodes[at], self._reads[at] = node, _reads(node)
+
+    def add(self, output: str, index: int, values: Array) -> None:
+        """Let it read what it reads there, or zeros, with something added, at an input that is stored."""
+        node = self._nodes[self._maker[output]]
+        name = node.input[index] if index < len(node.input) else ""
+        maker = self._nodes[self._maker[name]] if name in self._maker else None
+        tensor = self._stored.get(name) if maker is None else constant_tensor(maker)
+        old = np.zeros(values.size, np.float32) if tensor is None else numpy_helper.to_array(tensor)
+        add = values.reshape(old.shape) if old.size == values.size else values
+        self.read_own(output, index, (old.astype(np.float64) + add).astype(old.dtype))
 
     def _needed(self, names: Collection[str]) -> list[int]:
         """The nodes that have not run and lead to some tensors, in order."""

@@ -142,7 +142,7 @@ class Demand:
     # constants --------------------------------------------------------------------------------------------------------
     def _slot(self, sum_: Sum) -> Slot | None:
         """Where constants that a sum adds could be put, if there are any: it is the same for all elements of a channel."""
-        slot = bias_slot(self.graph, sum_)
+        slot = None if own_weight(self.graph, sum_) is None else bias_slot(self.graph, sum_)
         if slot is None or not self.facts.is_even(sum_):
             return None
         known = self.facts.of(sum_.call.node.inputs[0])
@@ -175,9 +175,14 @@ class Demand:
         return PlanEdit(weight, axis, tuple(gone.tolist()), node=node.outputs[0], input=index, add=tuple((add / scale).tolist()))
 
 
+def is_linear(sum_: Sum) -> bool:
+    """Whether a sum multiplies channels with its second operand, and does nothing else."""
+    return sum_.rule.product and sum_.terms == [0, 1] and all(len(sum_.summed[k]) == 1 for k in sum_.terms)
+
+
 def own_weight(graph: Graph, sum_: Sum) -> str | None:
     """The stored float tensor that channels are multiplied with and summed, if nothing else reads it."""
-    if not sum_.rule.product or sum_.terms != [0, 1] or any(len(sum_.summed[k]) != 1 for k in sum_.terms):
+    if not is_linear(sum_):
         return None
     name, token = sum_.call.node.inputs[1], sum_.tokens[1][sum_.summed[1][0]]
     alone = all(c in sum_.lost or sum_.sizes[c] == 1 for c in letters(token))
@@ -185,32 +190,33 @@ def own_weight(graph: Graph, sum_: Sum) -> str | None:
 
 
 def bias_slot(graph: Graph, sum_: Sum) -> Slot | None:
-    """Where a vector along the result's channels can be added to a sum: its bias, or a vector that is added next."""
+    """Where a vector along the result's channels can be added to a linear sum: its bias, or a vector that is added next."""
     node = sum_.call.node
-    if own_weight(graph, sum_) is None or not sum_.result:
+    if not is_linear(sum_) or not sum_.result:
         return None
     kept = {c for t in sum_.tokens.get(1, ()) for c in letters(t)} - sum_.lost
     if kept != set(letters(sum_.result[sum_.channels])):
         return None
+    size, rank = (sum_.call.outputs[0] or ())[sum_.channels], len(sum_.result)
     if sum_.rule.plus:
         index, scale = sum_.rule.plus[0], float(sum_.call.attribute("beta", 1.0))
         bias = node.input(index)
-        return (node, index, scale) if scale and (not bias or _is_float(graph, bias)) else None
+        return (node, index, scale) if scale and (not bias or _is_vector(graph, bias, size)) else None
     readers = graph.consumers.get(node.outputs[0], [])
     if len(readers) != 1 or readers[0].op != "Add" or node.outputs[0] in {p.name for p in graph.outputs}:
         return None
     index = 1 - readers[0].inputs.index(node.outputs[0])
     vector = readers[0].inputs[index]
-    size, rank = (sum_.call.outputs[0] or ())[sum_.channels], len(sum_.result)
-    if not _is_float(graph, vector):
-        return None
-    shape = graph.weights.shape(vector)
-    fits = (
-        len(shape) <= rank
-        and graph.weights.count(vector) == (shape[-1] if shape else 1)
-        and (not shape or shape[-1] in (1, size))
-    )
+    fits = _is_vector(graph, vector, size) and len(graph.weights.shape(vector)) <= rank
     return (readers[0], index, 1.0) if fits else None
+
+
+def _is_vector(graph: Graph, name: str, size: int) -> bool:
+    """Whether a stored float tensor is the same everywhere but along its last axis, which is the channels'."""
+    if not _is_float(graph, name):
+        return False
+    shape = graph.weights.shape(name)
+    return graph.weights.count(name) == (shape[-1] if shape else 1) and (not shape or shape[-1] in (1, size))
 
 
 def _is_float(graph: Graph, name: str) -> bool:
