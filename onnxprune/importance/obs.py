@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.allocation import Scores
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.importance.measured import Measured
 from onnxprune.importance.probe import Cut, probed
 from onnxprune.importance.readers import Reader, readers_of
@@ -36,14 +37,28 @@ class Obs(Measured):
     compensation = "least-squares"
 
     def measure(self, scene: Scene) -> list[Scores]:
-        """Float64 (channels,) for each group: how much the error grows when the channel's turn comes."""
+        """Float64 (channels,) for each group: how much the error grows when the channel's turn comes.
+
+        Raises:
+            UsageError: there are no data, and the model does not run on synthetic inputs.
+        """
+        try:
+            return self._measured(scene)
+        except ModelError as error:
+            if scene.data is not None:
+                raise
+            raise UsageError(
+                f"criterion {self.name!r}: the model does not run on synthetic inputs; give --data FILE.npz (in Python data=)"
+            ) from error
+
+    def _measured(self, scene: Scene) -> list[Scores]:
         alpha = RIDGE_SYNTHETIC if scene.data is None else RIDGE
         found: list[Eliminated] = []
         cuts: list[Cut] = []
         for number, readers in _read(scene):
             group = scene.group(number)
             systems = [system for reader in readers for system in reader.systems()]
-            gone = eliminate(systems, alpha) if systems else Eliminated(np.arange(group.size), np.arange(group.size + 1.0))
+            gone = eliminate(systems, alpha) if systems else _unseen(group.size)
             found.append(gone)
             half = group.size // 2
             edits = [edit for reader in readers for edit in reader.fitted(gone.order[:half], alpha)]
@@ -53,6 +68,11 @@ class Obs(Measured):
     def curve(self, scene: Scene, number: int) -> Scores:
         """The error once 0, 1, ..., all of a group's channels have left, float64 (channels + 1,)."""
         return np.concatenate([[0.0], np.cumsum(np.sort(self.rank(scene, number)))])
+
+
+def _unseen(size: int) -> Eliminated:
+    """Channels of which nothing is seen: all are worth the same, and without them all is lost."""
+    return Eliminated(np.arange(size), np.linspace(0.0, 1.0, size + 1))
 
 
 def _scores(gone: Eliminated) -> Scores:

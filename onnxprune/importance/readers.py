@@ -177,7 +177,7 @@ class OwnReader:
 
 
 def readers_of(scene: Scene, number: int, layers: dict[int, Linear]) -> list[Reader]:
-    """What reads a group's channels: linear layers by node; the channels themselves where there is none."""
+    """What reads a group's channels: linear layers by node; the channels themselves where there is none. Nothing in subgraphs."""
     found: list[Reader] = []
     for site in scene.handover.sites[number]:
         sum_ = scene.handover.readers.get(site)
@@ -185,4 +185,5 @@ def readers_of(scene: Scene, number: int, layers: dict[int, Linear]) -> list[Rea
         if layer is not None and layer.reads == site:
             one = LayerReader.of(scene, number, layer)
             found += [] if one is None else [one]
-    return found or [OwnReader(scene, number, name, axis) for name, axis in scene.made(number).items()]
+    made = scene.made(number).items() if not found else ()
+    return found or [OwnReader(scene, number, name, axis) for name, axis in made if name in scene.graph.outer]

@@ -178,6 +178,7 @@ class Linear:
 
 
 def linear_layers(coupling: Coupling) -> list[Linear]:
-    """All linear layers with float weights of their own, in the order of the graph."""
-    found = [Linear.of(coupling.graph, sum_) for sum_ in all_sums(coupling)]
-    return [one for one in found if one is not None and coupling.graph.weights.elem_type(one.weight) in FLOATS]
+    """All linear layers outside of subgraphs with float weights of their own, in the order of the graph."""
+    graph = coupling.graph
+    found = [one for one in (Linear.of(graph, sum_) for sum_ in all_sums(coupling)) if one is not None]
+    return [one for one in found if one.target in graph.outer and graph.weights.elem_type(one.weight) in FLOATS]

@@ -100,7 +100,6 @@ class Refit:
         """The layers that read something else than they used to, in order."""
         graph, flow = self.coupling.graph, self.coupling.flow
         layers = {layer.call.node.index: layer for layer in linear_layers(self.coupling)}
-        outer = {name for node in graph.proto.graph.node for name in node.output}
         changed = {site.tensor for site in flow.sites if not self.coupling.keeps(site, self.removed).all()}
         last: dict[str, int] = {}
         found: list[Job] = []
@@ -110,7 +109,7 @@ class Refit:
             if not changed.isdisjoint(reads):
                 changed.update(node.outputs)
             layer = layers.get(node.index)
-            if layer is not None and layer.target in outer and layer.operand in changed and layer.operand not in graph.weights:
+            if layer is not None and layer.operand in changed and layer.operand not in graph.weights:
                 job = self._job(layer, last, place)
                 if job is not None:
                     found.append(job)
