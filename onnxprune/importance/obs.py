@@ -41,6 +41,7 @@ class Obs(Measured):
 
         Raises:
             UsageError: there are no data, and the model does not run on synthetic inputs.
+            ModelError: it gives NaN or infinity.
         """
         try:
             return self._measured(scene)
@@ -48,7 +49,7 @@ class Obs(Measured):
             if scene.data is not None:
                 raise
             raise UsageError(
-                f"criterion {self.name!r}: the model does not run on synthetic inputs; give --data FILE.npz (in Python data=)"
+                f"criterion {self.name!r}: synthetic inputs do not suit the model; give --data FILE.npz (in Python data=)"
             ) from error
 
     def _measured(self, scene: Scene) -> list[Scores]:
@@ -58,6 +59,11 @@ class Obs(Measured):
         for number, readers in _read(scene):
             group = scene.group(number)
             systems = [system for reader in readers for system in reader.systems()]
+            if not all(np.isfinite(system.unit) and np.isfinite(system.a).all() for system in systems):
+                raise ModelError(
+                    f"criterion {self.name!r}: there is NaN or infinity in or behind group {group.name!r} on the inputs; clean "
+                    "the data, or --freeze it"
+                )
             gone = eliminate(systems, alpha) if systems else _unseen(group.size)
             found.append(gone)
             half = group.size // 2
