@@ -54,7 +54,7 @@ class Source:
             order = np.random.default_rng(seed).permutation(len(x)) if seed and "train" in name else np.arange(len(x))
             return x[order], y[order]
 
-        self.prepare.npz = npz
+        vars(self.prepare)["npz"] = npz
         return self.prepare
 
 

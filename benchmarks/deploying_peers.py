@@ -23,6 +23,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ import onnx
 
 NETS = ("resnet20_cifar10", "resnet56_cifar10")
 TARGETS = (0.7, 0.5, 0.3)
+HALVINGS = 7
+HESSIAN = 128
+"""Images that the Hessian criterion sees, one by one."""
+
 RESULTS = Path(__file__).with_name("deploying.json")
 
 
@@ -49,7 +54,7 @@ def main() -> None:
         for target in TARGETS:
             found: list[dict[str, Any]] = []
             for tool, settings, pruned in (*torch_pruning(path, target, seen), *onnxsim_pruning(path, target * whole)):
-                row = {"tool": tool, "settings": settings}
+                row: dict[str, Any] = {"tool": tool, "settings": settings}
                 if isinstance(pruned, str):
                     row["error"] = pruned
                 else:
@@ -98,49 +103,72 @@ def torch_pruning(path: Path, target: float, seen: np.ndarray) -> Found:
         "hessian": lambda: tp.importance.GroupHessianImportance(),
         "random": lambda: tp.importance.RandomImportance(),
     }
-    name, version = "Torch-Pruning", getattr(tp, "__version__", "")
+    name = f"Torch-Pruning {tp.__version__}"
     for scope in ("all channels", "inside the blocks"):
-        reasons = []
         for criterion, importance in importances.items():
             for together in (False, True):
                 settings = f"{criterion}, {'together' if together else 'layers alike'}, {scope}"
                 try:
-                    low, high, best = 0.0, 0.95, None
-                    for _ in range(7 if scope != "all channels" or not reasons else 1):
-                        middle = (low + high) / 2
-                        net, share = _torch_cut(path, inputs, importance(), criterion, together, middle, scope)
-                        if share <= target:
-                            high, best = middle, (net, share)
-                        else:
-                            low = middle
-                    if best is None:
-                        raise ValueError("no ratio reaches the target")
-                    yield f"{name} {version}".strip(), settings, _judge_torch(best[0])
+                    start = _measured(path, inputs, importance(), criterion)
+                    cut = partial(_torch_cut, start, inputs[:1], together, scope)
+                    best = _bisected(cut, target)
+                    yield name, settings, "no ratio reaches the target" if best is None else _judge_torch(best)
                 except Exception as error:  # a peer's failure is a result
-                    reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
-                    if scope != "all channels":
-                        yield name, settings, reasons[-1]
-        if scope == "all channels":
-            if not reasons:
-                return
-            yield name, scope, f"{len(reasons)} of {2 * len(importances)} settings fail: {reasons[0]}"
+                    yield name, settings, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                    if scope == "all channels":
+                        break
+            else:
+                continue
+            break
+        else:
+            return
 
 
-def _torch_cut(path: Path, inputs: Any, importance: Any, criterion: str, together: bool, ratio: float, scope: str) -> Any:
-    """A pruned network and the share of the MACs that it keeps."""
+def _bisected(cut: Callable[[float], tuple[Any, float]], limit: float) -> Any:
+    """The model that is cut least of those whose MACs are within the limit; None where there is none."""
+    low, high, best = 0.0, 0.95, None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        model, left = cut(middle)
+        if left <= limit:
+            high, best = middle, model
+        else:
+            low = middle
+    return best
+
+
+def _measured(path: Path, inputs: Any, importance: Any, criterion: str) -> tuple[Any, Any]:
+    """The network and the criterion, with gradients where that takes any: of the loss by the network's own predictions."""
     import onnx2torch
     import torch
-    import torch_pruning as tp
 
     torch.manual_seed(0)
     net = onnx2torch.convert(_static(path)).eval()
-    example = inputs[:1]
-    layers = {n: m for n, m in net.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))}
+    if criterion == "taylor":
+        for batch in inputs.split(64):
+            logits = net(batch)
+            torch.nn.functional.cross_entropy(logits, logits.argmax(1).detach(), reduction="sum").backward()
+    if criterion == "hessian":
+        importance.zero_grad()
+        for one in inputs[:HESSIAN]:
+            net.zero_grad()
+            logits = net(one[None])
+            torch.nn.functional.cross_entropy(logits, logits.argmax(1).detach()).backward()
+            importance.accumulate_grad(net)
+    return net, importance
+
+
+def _torch_cut(start: tuple[Any, Any], example: Any, together: bool, scope: str, ratio: float) -> tuple[Any, float]:
+    """A pruned network and the share of the MACs that it keeps."""
+    import torch
+    import torch_pruning as tp
+
+    net, importance = copy.deepcopy(start)
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)}
     dense = [m for m in layers.values() if isinstance(m, torch.nn.Linear)]
-    ignored = dense if scope == "all channels" else [m for n, m in layers.items() if "/conv1/" not in n or n.startswith("conv1")]
+    inside = [m for n, m in layers.items() if "/conv1/" not in n or n.startswith("conv1")]
+    ignored = dense if scope == "all channels" else inside
     pruner = tp.pruner.BasePruner(net, example, importance, global_pruning=together, pruning_ratio=ratio, ignored_layers=ignored)
-    if criterion in ("taylor", "hessian"):
-        _differentiate(net, inputs, importance, criterion)
     whole, _ = tp.utils.count_ops_and_params(net, example)
     pruner.step()
     with torch.no_grad():
@@ -149,23 +177,7 @@ def _torch_cut(path: Path, inputs: Any, importance: Any, criterion: str, togethe
     return net, left / whole
 
 
-def _differentiate(net: Any, inputs: Any, importance: Any, criterion: str) -> None:
-    """Gradients of the loss with the network's own predictions for labels, as Torch-Pruning's criteria take them."""
-    import torch
-
-    net.zero_grad()
-    for batch in inputs.split(64):
-        logits = net(batch)
-        loss = torch.nn.functional.cross_entropy(logits, logits.argmax(1).detach(), reduction="none")
-        if criterion == "taylor":
-            loss.sum().backward()
-            continue
-        for one in loss:
-            net.zero_grad()
-            one.backward(retain_graph=True)
-            importance.accumulate_grad(net)
-
-
+@cache
 def _static(path: Path) -> onnx.ModelProto:
     """The file with its shapes computed, so that the shortcuts' padding is a constant."""
     import onnxsim
@@ -198,17 +210,15 @@ def onnxsim_pruning(path: Path, limit: float) -> Found:
     name, model = f"onnxsim {getattr(onnxsim, '__version__', '')}".strip(), _static(path)
     for norm in ("l1", "l2"):
         for together in (False, True):
-            low, high, best = 0.0, 0.95, None
+
+            def cut(ratio: float, norm: str = norm, together: bool = together) -> tuple[onnx.ModelProto, float]:
+                pruned = apply_structured_pruning(copy.deepcopy(model), ratio, norm, together)
+                return pruned, macs(pruned)
+
             settings = f"{norm}, {'together' if together else 'layers alike'}"
             try:
-                for _ in range(7):
-                    middle = (low + high) / 2
-                    pruned = apply_structured_pruning(copy.deepcopy(model), middle, norm, together)
-                    if macs(pruned) <= limit:
-                        high, best = middle, pruned
-                    else:
-                        low = middle
-                yield name, settings, _judge_file(best) if best is not None else "no ratio reaches the target"
+                best = _bisected(cut, limit)
+                yield name, settings, "no ratio reaches the target" if best is None else _judge_file(best)
             except Exception as error:  # a peer's failure is a result
                 yield name, settings, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 

@@ -37,6 +37,7 @@ def blocks() -> dict[str, str]:
         "sequences": _sequences(results["coverage"]),
         "huge": _huge(results["huge"]),
         "latency": _latency(results["latency"]),
+        "staircase": _staircase(results["staircase"]),
         "speed": _speed(results["speed"]),
         "quantize": _quantize(results["quantize"]),
         "paoding": _paoding(results["paoding"]),
@@ -112,9 +113,8 @@ def _deploying(results: dict[str, Any]) -> str:
         cells += [_points(_median(done, "agreement")), _points(_median([r for r in rows["l1"] if "after" in r], "after"))]
         peers = results.get("peers", {}).get(name, [])
         for tool in ("Torch-Pruning", "onnxsim"):
-            cells.append(
-                _points(max((p["accuracy"] for p in peers if p["tool"].startswith(tool) and "accuracy" in p), default=None))
-            )
+            found = [p["accuracy"] for p in peers if p["tool"].startswith(tool) and "accuracy" in p]
+            cells.append(_points(max(found, default=None)))
         cells += [f"{_median(done, 'cpu_s'):.0f}", f"{_median(done, 'peak_mb'):.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -302,6 +302,24 @@ def _latency(result: dict[str, Any]) -> str:
         left = " | ".join(f"{r[k]:.2f}" for r in (plain, rounded) for k in ("latency_left", "macs_left"))
         rows.append(f"| {name.split('.')[0]} | {times} | {left} |")
     return "\n".join(rows)
+
+
+def _staircase(result: dict[str, Any]) -> str:
+    """Cut by cut, as it comes and in widths that are worth having; and what became of latency targets."""
+    rows = ["| network | cut | MACs left | times as fast | in int8 | `--round-to auto`: MACs left | times as fast | in int8 |"]
+    rows.append("|---|---|--:|--:|--:|--:|--:|--:|")
+    said = []
+    for name, found in result["models"].items():
+        for cut in (key.removesuffix(", auto") for key in found if key.endswith(", auto")):
+            pair = [found[f"{cut}, {width}"] for width in (1, "auto")]
+            cells = [f"{r['macs_left']:.2f} | {r['float'][0]:.2f} | {r['int8'][0]:.2f}" for r in pair]
+            rows.append(f"| {name} | {cut} | {' | '.join(cells)} |")
+        last = found["latency=0.5"]
+        said.append(f"{name} {last['foreseen']:.3f}, {last['left']:.3f}, {1 / last['float'][0]:.3f}")
+    text = (
+        "latency=0.5: the share foreseen, that measured at the end of the run, and that measured again: " + "; ".join(said) + "."
+    )
+    return "\n".join([*rows, "", text])
 
 
 def _speed(result: dict[str, Any]) -> str:

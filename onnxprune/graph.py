@@ -85,11 +85,6 @@ class Graph:
         return {out: node for node in self.nodes for out in node.outputs if out}
 
     @cached_property
-    def outer(self) -> frozenset[str]:
-        """The tensors that the nodes outside of all subgraphs write: those that can be looked at in a run."""
-        return frozenset(name for node in self.proto.graph.node for name in node.output if name)
-
-    @cached_property
     def consumers(self) -> dict[str, list[Node]]:
         """Which nodes read a tensor, subgraphs' captured names included."""
         found: dict[str, list[Node]] = {}

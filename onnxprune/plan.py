@@ -70,7 +70,8 @@ class PlanEdit:
     the n-th of them gives to the n-th. A constant that is left over is ``add``: a vector that is added to input ``input`` of
     the node that writes the tensor ``node``; an input that it lacks is added to zero.
 
-    ``weights``: all numbers of the tensor, little-endian float32 (in JSON base64), that take the place of its own.
+    ``weights``: all numbers of the tensor, little-endian float32 (in JSON base64), that take the place of its own. If ``reader``
+    is not empty, only for input ``place`` of the node that writes the tensor ``reader``, which gets a tensor of its own.
     """
 
     tensor: str
@@ -83,6 +84,8 @@ class PlanEdit:
     scales: array[float] = field(default_factory=lambda: array("f"))
     places: int = 0
     weights: bytes = b""
+    reader: str = ""
+    place: int = 0
 
     @property
     def approximate(self) -> bool:
@@ -166,6 +169,8 @@ class Plan(JsonFile):
                     array("f", e.get("scales", ())),
                     int(e.get("places", 0)),
                     b64decode(e.get("weights", ""), validate=True),
+                    str(e.get("reader", "")),
+                    int(e.get("place", 0)),
                 )
                 for e in data.get("edits", ())
             )

@@ -114,8 +114,12 @@ class Standing:
     def removed_of(self, coupling: Coupling) -> BoolArray:
         """The components that have left, in an analysis of the model before or after weights were changed.
 
-        They keep their numbers, since those of stored tensors come first; a bias that an edit adds comes behind these.
+        The labels of stored tensors keep their numbers, since those come first, and what an edit adds comes behind these; layers
+        that shared a weight and no longer do may be in components of their own.
         """
         removed = np.zeros(len(coupling.components.root), np.bool_)
-        removed[np.flatnonzero(self.removed)] = True
+        for site in self.coupling.flow.sites:
+            if site in coupling.flow.sites:
+                left = self.coupling.keeps(site, self.removed)
+                removed[coupling.components.root[coupling.labels(site)[~left]]] = True
         return removed

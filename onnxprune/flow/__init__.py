@@ -7,8 +7,8 @@ is composed of several is cut, whole rows or the same column in every row, is a 
 caller can ask for another one.
 """
 
-from onnxprune.flow.moving import fill_value, one_gather, stand_ins
+from onnxprune.flow.moving import carried, fill_value, one_gather, stand_ins
 from onnxprune.flow.run import flow, matching
 from onnxprune.flow.state import Flow, Reroute, Site, Step
 
-__all__ = ["Flow", "Reroute", "Site", "Step", "fill_value", "flow", "matching", "one_gather", "stand_ins"]
+__all__ = ["Flow", "Reroute", "Site", "Step", "carried", "fill_value", "flow", "matching", "one_gather", "stand_ins"]

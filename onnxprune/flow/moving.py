@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from onnx import numpy_helper
 
-from onnxprune.flow.state import Flow, Reroute
+from onnxprune.flow.state import Flow, Reroute, Step
 from onnxprune.labels import NOWHERE, Factor, Fill, IntArray, Labelled, Reason, arrival, compare_orders, merge, rest_of
 from onnxprune.rules import Call, Kind, Rule, find
-from onnxprune.shapes import Shape
+from onnxprune.shapes import Executor, Shape
 from onnxprune.structure import Node
 from onnxprune.weights import Array
 
@@ -227,6 +227,24 @@ def stand_ins(op: str, data: Sequence[int], values: Sequence[Array | None], shap
     if op == "Pad" and len(operands) > 2 and operands[2] is not None:
         operands[2] = np.zeros((), np.int64)
     return operands
+
+
+def carried(execute: Executor, step: Step, k: int, numbers: Array) -> list[Array] | None:
+    """Where a movement operator takes the elements of its operand ``k``: its results, run on their numbers from 1 on.
+
+    0 where elements of other operands arrive, or none; None where it can't be run on numbers.
+    """
+    call, node, rule = step.call, step.call.node, step.rule
+    if rule is None or not step.moved:
+        return None
+    operands = stand_ins(node.op, rule.carries(node), [call.value(i) for i in range(len(node.inputs))], call.inputs)
+    operands[k] = numbers
+    if any(name and operand is None for name, operand in zip(node.inputs, operands, strict=True)):
+        return None
+    try:
+        return [np.asarray(result) for result in rule.run(execute, node, operands)]
+    except Exception:  # the evaluator's errors have no common base; it did run on the labels
+        return None
 
 
 def _named(node: Node, positions: Sequence[int]) -> list[str]:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.channels import Coupling
-from onnxprune.flow import Step
-from onnxprune.importance.pictures import fields, leaves, smoothed
-from onnxprune.rules import Rule
+from onnxprune.flow import Step, carried
+from onnxprune.importance.pictures import pictures, smoothed
 from onnxprune.rules.notation import letters
 from onnxprune.shapes import Executor
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-SLOPE = 2.0
-"""The power of the frequency that the amplitude of a signal in one dimension falls with."""
-
 SMOOTH = 1.5
-"""The same of changes of pictures."""
-
-LEVELS = (-1.5, 1.5)
-"""How much of a signal is low."""
+"""The power of the frequency that changes of pictures are divided by."""
 
 
 class FirstLayer:
@@ -53,10 +46,10 @@ class FirstLayer:
                 return cls(step, weight, stored[0], k, places, size)
             signature = None if step.moved else rule.fit(step.call)
             if step.moved and k in rule.carries(node):
-                moved = _moved(execute, step, rule, k, places)
+                moved = carried(execute, step, k, places)
                 if moved is None:
                     return None
-                places = moved
+                places = moved[0]
             elif signature is None or not rule.is_apart(signature) or step.call.outputs[0] != step.call.shape(k):
                 return None
             name = node.outputs[0]
@@ -74,13 +67,7 @@ class FirstLayer:
         """
         if self.convolves:
             samples, (channels, *shape) = runs * len(self.places), self.places.shape[1:]
-            if self.sees_pictures:
-                return self._placed(leaves(rng, samples, channels, shape), runs)
-            level = rng.uniform(*LEVELS, (samples, 1, 1))
-            field = (
-                fields(rng, samples, channels, shape, (SLOPE, SLOPE)) + 2 * fields(rng, samples, 1, shape, (SLOPE, SLOPE))
-            ) / 5**0.5
-            return self._placed(1 / (1 + np.exp(-4 * (field - level))), runs)
+            return self._placed(pictures(rng, samples, channels, shape), runs)
         if self.axis is None or self.weight.ndim != 2:
             return None
         side, axis = self.axis
@@ -125,15 +112,3 @@ class FirstLayer:
         kept = {c for t in signature.results[0].tokens for c in letters(t)}
         shared = [t for t in tokens[0] if t in tokens[1] and letters(t) and not kept & set(letters(t))]
         return (tokens[0].index(shared[0]), tokens[1].index(shared[0])) if len(shared) == 1 else None
-
-
-def _moved(execute: Executor, step: Step, rule: Rule, k: int, places: Array) -> Array | None:
-    """Where an operator that only moves elements takes them; None where it takes others in, too."""
-    node = step.call.node
-    operands = [places if j == k else step.call.value(j) for j in range(len(node.inputs))]
-    if any(name and operand is None for name, operand in zip(node.inputs, operands, strict=True)):
-        return None
-    try:
-        return np.asarray(rule.run(execute, node, operands)[0])
-    except Exception:  # the evaluator's errors have no common base; noise does without it
-        return None

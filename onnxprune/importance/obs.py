@@ -8,11 +8,12 @@ import numpy as np
 
 from onnxprune.allocation import Scores
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.importance.magnitude import l1
 from onnxprune.importance.measured import Measured
 from onnxprune.importance.probe import Cut, probed
 from onnxprune.importance.readers import Reader, readers_of
 from onnxprune.importance.scene import Scene
-from onnxprune.leastsquares import Eliminated, eliminate, linear_layers
+from onnxprune.leastsquares import Changes, Eliminated, eliminate, linear_layers, with_states
 from onnxprune.runtime import Session, tapped
 
 RIDGE, RIDGE_SYNTHETIC = 1e-3, 1e-2
@@ -64,21 +65,17 @@ class Obs(Measured):
                     f"criterion {self.name!r}: there is NaN or infinity in or behind group {group.name!r} on the inputs; clean "
                     "the data, or --freeze it"
                 )
-            gone = eliminate(systems, alpha) if systems else _unseen(group.size)
+            gone = eliminate(systems, alpha) if systems else _by_magnitude(scene, number)
             found.append(gone)
-            half = group.size // 2
-            edits = [edit for reader in readers for edit in reader.fitted(gone.order[:half], alpha)]
-            cuts.append(Cut(group.roots[gone.order[:half]], edits, float(gone.curve[half])))
+            half, changes = group.size // 2, Changes(scene.coupling)
+            for reader in readers:
+                reader.fit(gone.order[:half], alpha, changes)
+            cuts.append(Cut(group.roots[gone.order[:half]], changes.edits(), float(gone.curve[half])))
         return [_scores(one) * scale for one, scale in zip(found, probed(scene, cuts), strict=True)]
 
     def curve(self, scene: Scene, number: int) -> Scores:
         """The error once 0, 1, ..., all of a group's channels have left, float64 (channels + 1,)."""
         return np.concatenate([[0.0], np.cumsum(np.sort(self.rank(scene, number)))])
-
-
-def _unseen(size: int) -> Eliminated:
-    """Channels of which nothing is seen: all are worth the same, and without them all is lost."""
-    return Eliminated(np.arange(size), np.linspace(0.0, 1.0, size + 1))
 
 
 def _scores(gone: Eliminated) -> Scores:
@@ -88,9 +85,16 @@ def _scores(gone: Eliminated) -> Scores:
     return found
 
 
+def _by_magnitude(scene: Scene, number: int) -> Eliminated:
+    """Where nothing of a group can be seen: by the norm of its filters, of which each channel's share counts as its error."""
+    scores = l1(scene.group(number), scene.weights, None)
+    order = np.argsort(scores, kind="stable")
+    return Eliminated(order, np.concatenate([[0.0], np.cumsum(scores[order])]) / max(float(scores.sum()), 1e-30))
+
+
 def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
     """Each group with what reads its channels, after that has seen the inputs."""
-    layers = {layer.call.node.index: layer for layer in linear_layers(scene.coupling)}
+    layers = linear_layers(scene.coupling)
     waiting = list(range(len(scene.coupling.groups)))
     while waiting:
         there: dict[int, list[Reader]] = {}
@@ -103,7 +107,9 @@ def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
             there[waiting.pop(0)] = readers
         names = list(dict.fromkeys(name for readers in there.values() for reader in readers for name in reader.tensors))
         if names:
-            session = Session(tapped(scene.graph.assemble(), names, only=True).ready(), threads=2)
+            model = tapped(scene.graph.assemble(), names, only=True)
+            with_states(model.proto, layers)
+            session = Session(model.ready(), threads=2)
             for turn, feeds in enumerate(scene.chunks(SAMPLES, names)):
                 seen = dict(zip(names, session.run(feeds, names), strict=True))
                 for reader in (reader for readers in there.values() for reader in readers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,8 +10,7 @@ import numpy as np
 
 from onnxprune.importance.scene import Scene
 from onnxprune.labels import IntArray
-from onnxprune.leastsquares import Linear, Solver, System, Tail, gram, tail_of
-from onnxprune.plan import PlanEdit
+from onnxprune.leastsquares import Changes, Linear, Solver, System, Tail, gram, tail_of, visible
 from onnxprune.weights import Array
 
 POSITIONS = 256
@@ -37,8 +37,8 @@ class Reader(Protocol):
     def systems(self) -> list[System]:
         """The regressions that lose the channels."""
 
-    def fitted(self, leaves: IntArray, alpha: float) -> list[PlanEdit]:
-        """The change of weights that makes up best for some channels, by their numbers in the group."""
+    def fit(self, leaves: IntArray, alpha: float, changes: Changes) -> None:
+        """Change weights so that they make up best for some channels, by their numbers in the group."""
 
 
 @dataclass(eq=False)
@@ -56,13 +56,15 @@ class LayerReader:
 
     @classmethod
     def of(cls, scene: Scene, number: int, layer: Linear) -> LayerReader | None:
-        """None where it reads other channels of the group more often than others."""
-        roots = scene.group(number).roots
-        order = np.argsort(roots)
-        found = scene.handover.places(layer.reads, roots[order])
-        if found is None:
+        """None where it reads none of the group's channels, some more often than others, or each in one product of several."""
+        found, first = [], 0
+        for site in layer.reads:
+            at = scene.places(number, site.tensor, site.axis)
+            found += [] if at is None else [at + first]
+            first += scene.coupling.flow.tensors[site.tensor].shape[site.axis]
+        if not found or first != layer.inputs:
             return None
-        places = layer.places(found[1][np.argsort(order)])
+        places = layer.places(np.concatenate(found, axis=1))
         if layer.columns <= WIDEST:
             return cls(scene, layer, tail_of(scene.coupling, layer), places, np.arange(layer.columns)[:, None])
         return cls(scene, layer, tail_of(scene.coupling, layer), np.arange(len(places))[:, None], places)
@@ -70,7 +72,7 @@ class LayerReader:
     @property
     def tensors(self) -> tuple[str, ...]:
         """What it has to see."""
-        return self.layer.operand, self.tail.end
+        return *self.layer.operands, *self.layer.witnesses(self.tail.end)
 
     @property
     def width(self) -> int:
@@ -79,10 +81,11 @@ class LayerReader:
 
     def add(self, seen: list[Array], turn: int) -> None:
         """Take in the tensors for some samples."""
-        operand, end = seen
-        grid = self.layer.grid(end.shape, POSITIONS, turn)
-        sums = self.layer.sums(end, grid).astype(np.float64)
-        grams = [self._gram(x) for x in self.layer.rows(operand, grid)]
+        count = len(self.layer.operands)
+        operands, witnesses = seen[:count], seen[count:]
+        grid = self.layer.grid(witnesses, POSITIONS, turn)
+        sums = self.layer.sums(witnesses, grid).astype(np.float64)
+        grams = [self._gram(x) for x in self.layer.rows(operands, witnesses, grid)]
         moments = np.stack([sums.sum(axis=0), np.square(sums).sum(axis=0)])
         self.grams = [a + b for a, b in zip(self.grams, grams, strict=True)] if self.grams else grams
         self.moments = self.moments + moments if self.count else moments
@@ -98,10 +101,11 @@ class LayerReader:
             for a, m in zip(self.grams, self._matrix * scale, strict=True)
         ]
 
-    def fitted(self, leaves: IntArray, alpha: float) -> list[PlanEdit]:
-        """The change of weights that makes up best for some channels."""
-        graph, layer = self.scene.graph, self.layer
-        new, add = self._matrix.copy(), np.zeros((layer.groups, layer.outputs))
+    def fit(self, leaves: IntArray, alpha: float, changes: Changes) -> None:
+        """Change weights so that they make up best for some channels."""
+        layer = self.layer
+        values = [changes.value(stored) for stored, _ in layer.stored]
+        new, add = layer.matrix(values), np.zeros((layer.groups, layer.outputs))
         gone = np.unique(self.places[leaves])
         stays = np.setdiff1d(np.arange(len(self.at) + 1), gone)
         for group, a in enumerate(self.grams):
@@ -111,18 +115,12 @@ class LayerReader:
             parts = found.reshape(len(z), self.at.shape[1], layer.outputs)
             new[group][self.at] = parts[:-1]
             add[group] = parts[-1].sum(axis=0)
-        values = graph.weights.read(layer.weight)
-        weights = layer.tensor(new, values.shape).astype("<f4").tobytes()
-        site = layer.reads
-        if layer.slot is None:
-            return [PlanEdit(site.tensor, site.axis, (), weights=weights)]
-        node, index, scale = layer.slot
-        more = tuple((add / scale).ravel().tolist())
-        return [PlanEdit(site.tensor, site.axis, (), node=node.outputs[0], input=index, add=more, weights=weights)]
+        changes.take(layer, layer.tensors(new, values), add)
 
     @property
     def _matrix(self) -> Array:
-        return self.layer.matrix(self.scene.graph.weights.read(self.layer.weight))
+        weights = self.scene.graph.weights
+        return self.layer.matrix([stored.seen(weights.read(stored.tensor)) for stored, _ in self.layer.stored])
 
     def _stacked(self, matrix: Array) -> Array:
         """What the columns are multiplied with, at all of their places; with a row of zeros for the one."""
@@ -171,19 +169,12 @@ class OwnReader:
         unit = float((np.diag(a)[:-1] - np.square(a[-1, :-1])).sum())
         return [System(a, np.eye(size + 1, size), np.arange(size)[:, None], unit)]
 
-    def fitted(self, leaves: IntArray, alpha: float) -> list[PlanEdit]:
-        """The change of weights that makes up best for some channels."""
-        return []
+    def fit(self, leaves: IntArray, alpha: float, changes: Changes) -> None:
+        """Change weights so that they make up best for some channels."""
 
 
-def readers_of(scene: Scene, number: int, layers: dict[int, Linear]) -> list[Reader]:
-    """What reads a group's channels: linear layers by node; the channels themselves where there is none. Nothing in subgraphs."""
-    found: list[Reader] = []
-    for site in scene.handover.sites[number]:
-        sum_ = scene.handover.readers.get(site)
-        layer = None if sum_ is None else layers.get(sum_.call.node.index)
-        if layer is not None and layer.reads == site:
-            one = LayerReader.of(scene, number, layer)
-            found += [] if one is None else [one]
-    made = scene.made(number).items() if not found else ()
-    return found or [OwnReader(scene, number, name, axis) for name, axis in made if name in scene.graph.outer]
+def readers_of(scene: Scene, number: int, layers: Sequence[Linear]) -> list[Reader]:
+    """What reads a group's channels: linear layers; the channels themselves where there is none and they can be seen."""
+    found: list[Reader] = [one for one in (LayerReader.of(scene, number, layer) for layer in layers) if one is not None]
+    seen = visible(scene.coupling) if not found else ()
+    return found or [OwnReader(scene, number, name, axis) for name, axis in scene.made(number).items() if name in seen]

@@ -114,12 +114,10 @@ class Scene:
     @cached_property
     def feeds(self) -> list[Feeds]:
         """Synthetic inputs, made from the model as it was at first."""
-        return list(synthetic(self.coupling, self.interval)) if self._origin is self else self._origin.feeds
+        return list(synthetic(self.coupling, self._given)) if self._origin is self else self._origin.feeds
 
     def chunks(self, most: int, seen: Collection[str] = ()) -> list[Feeds]:
-        """The user's inputs, evenly chosen where there are more than ``most``, or synthetic ones; some at a time: so few that
-        the tensors ``seen`` take no more than ``LIVE`` bytes.
-        """
+        """At most so many of the user's inputs, or synthetic ones, so few at a time that the tensors ``seen`` have room."""
         size = int(min(BATCH, max(1, LIVE // (4 * sum(map(self.coupling.shapes.numbers, seen)) + 1))))
         if self.data is not None:
             return self.data.chunks(self.graph.inputs, most, size)

@@ -1,17 +1,24 @@
 """Least squares on what a model computes: linear layers as rows times matrices, fitted anew after a cut."""
 
-from onnxprune.leastsquares.linear import Linear, linear_layers
+from onnxprune.leastsquares.changes import Changes
+from onnxprune.leastsquares.layers import linear_layers, visible
+from onnxprune.leastsquares.linear import Linear, Product
+from onnxprune.leastsquares.recurrent import with_states
 from onnxprune.leastsquares.refit import Refit
 from onnxprune.leastsquares.ridge import ALPHAS, Eliminated, Solver, System, eliminate, gram
+from onnxprune.leastsquares.stored import Stored
 from onnxprune.leastsquares.tail import Tail, tail_of
 from onnxprune.leastsquares.walk import Walk
 
 __all__ = [
     "ALPHAS",
+    "Changes",
     "Eliminated",
     "Linear",
+    "Product",
     "Refit",
     "Solver",
+    "Stored",
     "System",
     "Tail",
     "Walk",
@@ -19,4 +26,6 @@ __all__ = [
     "gram",
     "linear_layers",
     "tail_of",
+    "visible",
+    "with_states",
 ]

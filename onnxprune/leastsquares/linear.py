@@ -1,12 +1,14 @@
-"""Linear layers: sums of products with a stored tensor, as rows times a matrix.
+"""Linear layers: sums of products with stored tensors, as rows times a matrix.
 
-What a Conv, Gemm or MatMul computes at one position of its output is a row (what it reads there, zero-padded, and a one for
-the bias) times a matrix of its weights. A grouped Conv is several such products side by side.
+What such a layer computes at one position of its output is a row (what it reads there, and a one for the bias) times a matrix
+of its weights. Of a Conv that is the zero-padded patch that it sees, of a ConvTranspose the same of its operand with zeros put
+in between. A grouped one is several such products side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,61 +18,40 @@ import numpy as np
 from onnxprune.channels import Coupling
 from onnxprune.flow import Site
 from onnxprune.graph import Graph
-from onnxprune.labels import IntArray
-from onnxprune.lossless import Slot, Sum, all_sums, bias_slot, own_weight
+from onnxprune.labels import BoolArray, IntArray
+from onnxprune.leastsquares.stored import Stored, left
+from onnxprune.lossless import Slot, Sum, bias_slot, is_linear
 from onnxprune.rules import Call
-from onnxprune.weights import FLOATS, Array
+from onnxprune.weights import Array
 
 Grid = tuple[slice, ...]
 """Which positions of a layer's output are looked at: a slice of each of its axes of positions."""
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(ABC):
     """A linear layer.
 
-    ``weight``: the stored tensor. ``slot``: where its bias is, if it can have one. ``target``: the tensor that its sums are
-    once the bias is added. ``groups``: products side by side, of which each has ``inputs`` channels at each of ``taps``
-    positions, and ``outputs`` sums.
+    ``stored``: its weights, each with its axis of channels that are read. ``slot``: where its bias is, if it can have one.
+    ``groups``: products side by side, of which each has ``inputs`` channels at each of ``taps`` positions, and ``outputs``
+    sums. ``operands``: the tensors that are read in the model as it is by then; ``sources``: those of which a change concerns
+    it.
     """
 
     call: Call
-    weight: str
+    stored: tuple[tuple[Stored, int], ...]
     slot: Slot | None
-    target: str
     groups: int
     inputs: int
     outputs: int
     taps: int
-    factor: float = 1.0
-
-    @classmethod
-    def of(cls, graph: Graph, sum_: Sum) -> Linear | None:
-        """The layer that a sum of products is; None where it is none with a stored tensor of its own."""
-        call, node = sum_.call, sum_.call.node
-        weight = own_weight(graph, sum_)
-        if weight is None or call.outputs[0] is None or not node.standard:
-            return None
-        shape = graph.weights.shape(weight)
-        slot = bias_slot(graph, sum_)
-        if slot is None and node.input(2):  # something is added that is no bias
-            return None
-        bias = None if slot is None else graph.producers[slot[0].outputs[0]]
-        target = node.outputs[0] if bias is None else bias.outputs[0]
-        if node.op == "Conv":
-            groups = int(call.attribute("group", 1))
-            return cls(call, weight, slot, target, groups, shape[1], shape[0] // groups, prod(shape[2:]))
-        if node.op == "Gemm" and not call.attribute("transA", 0) and call.attribute("alpha", 1.0):
-            inputs, outputs = reversed(shape) if call.attribute("transB", 0) else shape
-            return cls(call, weight, slot, target, 1, inputs, outputs, 1, float(call.attribute("alpha", 1.0)))
-        if node.op == "MatMul" and len(shape) == 2 and call.rank(0) > 1:
-            return cls(call, weight, slot, target, 1, shape[0], shape[1], 1)
-        return None
+    operands: tuple[str, ...]
+    sources: tuple[str, ...]
 
     @property
-    def operand(self) -> str:
-        """The tensor that it reads."""
-        return self.call.node.inputs[0]
+    def label(self) -> str:
+        """The node's."""
+        return self.call.node.label
 
     @property
     def columns(self) -> int:
@@ -78,72 +59,135 @@ class Linear:
         return self.taps * self.inputs
 
     @property
-    def convolves(self) -> bool:
-        """Whether channels come second, and positions behind them."""
-        return self.call.node.op == "Conv"
-
-    @property
-    def reads(self) -> Site:
-        """The weight's axis of channels that are read."""
-        turned = self.convolves or bool(self.call.attribute("transB", 0))
-        return Site(self.weight, 1 if turned else 0)
-
-    @property
-    def makes(self) -> Site:
-        """The weight's axis of channels that are made."""
-        return Site(self.weight, 1 - self.reads.axis)
-
-    def matrix(self, values: Array) -> Array:
-        """The weights as float64 (groups, columns, outputs); a column for each channel of the first tap, of the second, ..."""
-        values = values.astype(np.float64) * self.factor
-        if not self.convolves:
-            return (values if self.reads.axis == 0 else values.T)[None]
-        parted = values.reshape(self.groups, self.outputs, self.inputs, self.taps)
-        return parted.transpose(0, 3, 2, 1).reshape(self.groups, self.columns, self.outputs)
-
-    def tensor(self, matrix: Array, shape: tuple[int, ...]) -> Array:
-        """The way back: the weights in their own form, float64."""
-        matrix = matrix / self.factor
-        if not self.convolves:
-            return np.asarray(matrix[0] if self.reads.axis == 0 else matrix[0].T)
-        parted = matrix.reshape(self.groups, self.taps, self.inputs, self.outputs)
-        return np.asarray(parted.transpose(0, 3, 2, 1).reshape(shape))
-
-    def bias(self, graph: Graph) -> Array:
-        """What is added, float64 (groups, outputs)."""
-        name = "" if self.slot is None else self.slot[0].input(self.slot[1])
-        values = graph.weights.read(name).astype(np.float64).ravel() if name else np.zeros(1)
-        scale = 1.0 if self.slot is None else self.slot[2]
-        return np.broadcast_to(values * scale, self.groups * self.outputs).reshape(self.groups, self.outputs)
+    def reads(self) -> list[Site]:
+        """The axes of its weights of channels that are read; their indices are its inputs, one after the other."""
+        return [Site(one.name, axis) for one, axis in self.stored]
 
     def places(self, indices: IntArray) -> IntArray:
         """The columns of some channels: int (channels, places of each) becomes (channels, places times taps)."""
         return (indices[:, None, :] + self.inputs * np.arange(self.taps)[:, None]).reshape(len(indices), -1)
 
-    def grid(self, shape: tuple[int, ...], most: float, turn: int) -> Grid:
-        """Evenly spaced positions of an output of this shape, about ``most`` for each sample; others for each ``turn``."""
-        sizes = shape[2:] if self.convolves else (prod(shape[1:-1]),)
-        step = max(1, round((prod(sizes) / max(most, 1)) ** (1 / max(len(sizes), 1)))) if sizes else 1
-        found, turn = [], turn * 7
-        for size in sizes:
-            here = min(step, size)
-            found.append(slice(turn % here, None, here))
-            turn //= here
-        return tuple(found)
+    def read(self, coupling: Coupling, removed: BoolArray) -> BoolArray:
+        """Which channels that it reads are left, (groups, inputs)."""
+        found = np.concatenate([left(coupling, site, removed) for site in self.reads])
+        return np.broadcast_to(found.reshape(-1, self.inputs), (self.groups, self.inputs))
 
-    def sums(self, values: Array, grid: Grid) -> Array:
-        """An output at the positions of a grid, (rows, groups times outputs)."""
+    @abstractmethod
+    def made(self, coupling: Coupling, removed: BoolArray) -> BoolArray:
+        """Which of its sums are left, (groups, outputs)."""
+
+    @abstractmethod
+    def witnesses(self, end: str) -> tuple[str, ...]:
+        """What of the original tells its sums, or what becomes of them, which the tensor ``end`` is."""
+
+    @abstractmethod
+    def grid(self, witnesses: Sequence[Array], most: float, turn: int) -> Grid:
+        """Evenly spaced positions, about ``most`` for each sample; others for each ``turn``."""
+
+    @abstractmethod
+    def samples(self, witnesses: Sequence[Array]) -> int:
+        """How many samples there are."""
+
+    @abstractmethod
+    def sums(self, witnesses: Sequence[Array], grid: Grid) -> Array:
+        """The sums at the positions of a grid, (rows, groups times outputs)."""
+
+    @abstractmethod
+    def rows(self, operands: Sequence[Array], witnesses: Sequence[Array], grid: Grid) -> Iterator[Array]:
+        """What is read at the positions of a grid, for each group float32 (rows, columns + 1); the last column is one."""
+
+    @abstractmethod
+    def matrix(self, values: Sequence[Array]) -> Array:
+        """The weights as float64 (groups, columns, outputs); a column for each channel of the first tap, of the second, ..."""
+
+    @abstractmethod
+    def tensors(self, matrix: Array, values: Sequence[Array]) -> list[Array]:
+        """The way back: the weights in their own form, float64."""
+
+    @abstractmethod
+    def bias(self, graph: Graph) -> Array:
+        """What is added, float64 (groups, outputs)."""
+
+    @abstractmethod
+    def added(self, change: Array) -> Array:
+        """What a change of the bias (groups, outputs) adds to the vector at its slot."""
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Linear):
+    """A Conv, ConvTranspose, Gemm or MatMul. ``target``: the tensor that its sums are once the bias is added."""
+
+    target: str = ""
+    factor: float = 1.0
+
+    @classmethod
+    def of(cls, coupling: Coupling, sum_: Sum) -> Product | None:
+        """The layer that a sum of products is; None where it is none with a stored tensor."""
+        call, node, graph = sum_.call, sum_.call.node, coupling.graph
+        if not is_linear(sum_) or call.outputs[0] is None or not node.standard or node.inputs[0] in graph.weights:
+            return None
+        stored = Stored.of(coupling, node, 1)
+        if stored is None:
+            return None
+        shape, slot = call.shape(1), bias_slot(graph, sum_)
+        if slot is None and node.input(2):  # something is added that is no bias
+            return None
+        bias = None if slot is None else graph.producers[slot[0].outputs[0]]
+        target, factor, groups, taps, outputs = (node if bias is None else bias).outputs[0], 1.0, 1, 1, shape[-1]
+        reads, inputs = sum_.summed[1][0], shape[sum_.summed[1][0]]
+        if node.op in ("Conv", "ConvTranspose"):
+            groups, taps = int(call.attribute("group", 1)), prod(shape[2:])
+            inputs, outputs = (shape[1], shape[0] // groups) if node.op == "Conv" else (shape[0] // groups, shape[1])
+        elif node.op == "Gemm" and not call.attribute("transA", 0) and call.attribute("alpha", 1.0):
+            outputs, factor = shape[1 - reads], float(call.attribute("alpha", 1.0))
+        elif node.op != "MatMul" or len(shape) != 2 or call.rank(0) < 2:
+            return None
+        read = (node.inputs[0],)
+        return cls(call, ((stored, reads),), slot, groups, inputs, outputs, taps, read, read, target, factor)
+
+    @property
+    def convolves(self) -> bool:
+        """Whether channels come second, and positions behind them."""
+        return self.call.node.op in ("Conv", "ConvTranspose")
+
+    def made(self, coupling: Coupling, removed: BoolArray) -> BoolArray:
+        """Which of its sums are left, (groups, outputs)."""
+        (site,) = self.reads
+        found = left(coupling, Site(site.tensor, 1 - site.axis), removed)
+        return np.broadcast_to(found.reshape(-1, self.outputs), (self.groups, self.outputs))
+
+    def witnesses(self, end: str) -> tuple[str, ...]:
+        """What becomes of its sums is all that is looked at."""
+        return (end,)
+
+    def grid(self, witnesses: Sequence[Array], most: float, turn: int) -> Grid:
+        """Evenly spaced positions, about ``most`` for each sample; others for each ``turn``."""
+        shape = witnesses[0].shape
+        sizes = shape[2:] if self.convolves else (prod(shape[1:-1]),)
+        return spaced(sizes, most, turn)
+
+    def samples(self, witnesses: Sequence[Array]) -> int:
+        """How many samples there are."""
+        return len(witnesses[0])
+
+    def sums(self, witnesses: Sequence[Array], grid: Grid) -> Array:
+        """The sums at the positions of a grid, (rows, groups times outputs)."""
+        (values,) = witnesses
         if self.convolves:
             return np.moveaxis(values[(slice(None), slice(None), *grid)], 1, -1).reshape(-1, values.shape[1])
         return values.reshape(values.shape[0], -1, values.shape[-1])[:, grid[0]].reshape(-1, values.shape[-1])
 
-    def rows(self, values: Array, grid: Grid) -> Iterator[Array]:
+    def rows(self, operands: Sequence[Array], witnesses: Sequence[Array], grid: Grid) -> Iterator[Array]:
         """What is read at the positions of a grid, for each group float32 (rows, columns + 1); the last column is one."""
+        (values,) = operands
         if not self.convolves:
             flat = values.reshape(values.shape[0], -1, values.shape[-1])[:, grid[0]].reshape(-1, values.shape[-1])
             yield np.concatenate([flat.astype(np.float32, copy=False), np.ones((len(flat), 1), np.float32)], axis=1)
             return
-        kernel, strides, dilations, pads = self._window(values.shape)
+        if self.call.node.op == "Conv":
+            values, kernel, strides, dilations, pads = self._window(values)
+        else:
+            values, kernel, strides, dilations, pads = self._stuffed(values, witnesses[0].shape)
         moved = np.moveaxis(values, 1, -1)
         padded = np.pad(moved, [(0, 0), *pads, (0, 0)]) if any(map(any, pads)) else moved
         ends = [size - d * (k - 1) for size, d, k in zip(padded.shape[1:-1], dilations, kernel, strict=True)]
@@ -161,24 +205,92 @@ class Linear:
             flat[..., -1] = 1
             yield flat.reshape(-1, self.columns + 1)
 
-    def _window(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any, list[tuple[int, int]]]:
-        """Kernel, strides, dilations and zeros on either side, axis by axis."""
+    def matrix(self, values: Sequence[Array]) -> Array:
+        """The weights as float64 (groups, columns, outputs); a column for each channel of the first tap, of the second, ..."""
+        weight = values[0].astype(np.float64) * self.factor
+        if not self.convolves:
+            return (weight if self.stored[0][1] == 0 else weight.T)[None]
+        shape, order = self._parted
+        return weight.reshape(shape).transpose(order)[:, :: self._turn].reshape(self.groups, self.columns, self.outputs)
+
+    def tensors(self, matrix: Array, values: Sequence[Array]) -> list[Array]:
+        """The way back: the weights in their own form, float64."""
+        matrix = matrix / self.factor
+        if not self.convolves:
+            return [np.asarray(matrix[0] if self.stored[0][1] == 0 else matrix[0].T)]
+        parted = matrix.reshape(self.groups, self.taps, self.inputs, self.outputs)[:, :: self._turn]
+        return [np.asarray(parted.transpose(np.argsort(self._parted[1])).reshape(values[0].shape))]
+
+    def bias(self, graph: Graph) -> Array:
+        """What is added, float64 (groups, outputs)."""
+        name = "" if self.slot is None else self.slot[0].input(self.slot[1])
+        values = graph.weights.read(name).astype(np.float64).ravel() if name else np.zeros(1)
+        scale = 1.0 if self.slot is None else self.slot[2]
+        return np.broadcast_to(values * scale, self.groups * self.outputs).reshape(self.groups, self.outputs)
+
+    def added(self, change: Array) -> Array:
+        """What a change of the bias (groups, outputs) adds to the vector at its slot."""
+        return change.ravel() / (1.0 if self.slot is None else self.slot[2])
+
+    @property
+    def _parted(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The filters' shape with groups and taps apart, and in which order that is (groups, taps, inputs, outputs)."""
+        if self.call.node.op == "Conv":
+            return (self.groups, self.outputs, self.inputs, self.taps), (0, 3, 2, 1)
+        return (self.groups, self.inputs, self.outputs, self.taps), (0, 3, 1, 2)
+
+    @property
+    def _turn(self) -> int:
+        """A ConvTranspose sees its filters the other way round."""
+        return 1 if self.call.node.op == "Conv" else -1
+
+    def _options(self) -> tuple[tuple[int, ...], list[int], list[int], list[int], str]:
+        """Kernel, strides, dilations, pads and how the latter are chosen."""
         kernel = self.call.shape(1)[2:]
-        rank = len(kernel)
-        strides, dilations = (list(self.call.attribute(n, ()) or [1] * rank) for n in ("strides", "dilations"))
-        pads = list(self.call.attribute("pads", ()) or [0] * 2 * rank)
-        both = list(zip(pads[:rank], pads[rank:], strict=True))
-        mode = str(self.call.attribute("auto_pad", "NOTSET") or "NOTSET")
+        strides, dilations = (list(self.call.attribute(n, ()) or [1] * len(kernel)) for n in ("strides", "dilations"))
+        pads = list(self.call.attribute("pads", ()) or [0] * 2 * len(kernel))
+        return kernel, strides, dilations, pads, str(self.call.attribute("auto_pad", "NOTSET") or "NOTSET")
+
+    def _window(self, values: Array) -> tuple[Array, Any, Any, Any, list[tuple[int, int]]]:
+        """The operand, kernel, strides, dilations and zeros on either side, axis by axis."""
+        kernel, strides, dilations, pads, mode = self._options()
+        both = list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
         if mode.startswith("SAME"):
             both = []
-            for size, k, s, d in zip(shape[2:], kernel, strides, dilations, strict=True):
+            for size, k, s, d in zip(values.shape[2:], kernel, strides, dilations, strict=True):
                 more = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
-                both.append((more // 2, more - more // 2) if mode == "SAME_UPPER" else (more - more // 2, more // 2))
-        return kernel, strides, dilations, both
+                both.append(_halves(more, mode == "SAME_UPPER"))
+        return values, kernel, strides, dilations, both
+
+    def _stuffed(self, values: Array, made: tuple[int, ...]) -> tuple[Array, Any, Any, Any, list[tuple[int, int]]]:
+        """The same for a ConvTranspose with a result of a shape: strides are zeros in its operand, and what pads is cut off."""
+        kernel, strides, dilations, cut, mode = self._options()
+        spread = [s * (size - 1) + 1 for s, size in zip(strides, values.shape[2:], strict=True)]
+        found = np.zeros((*values.shape[:2], *spread), values.dtype)
+        found[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = values
+        chosen = mode.startswith("SAME") or bool(self.call.attribute("output_shape", ()))
+        more = list(self.call.attribute("output_padding", ()) or [0] * len(kernel))
+        both = []
+        for a, (k, d, size, out) in enumerate(zip(kernel, dilations, spread, made[2:], strict=True)):
+            before = _halves(max(0, size + more[a] + d * (k - 1) - out), mode == "SAME_UPPER")[0] if chosen else cut[a]
+            lead = d * (k - 1) - before
+            both.append((lead, out + d * (k - 1) - lead - size))
+        inside = [slice(max(0, -lead), size + min(0, tail)) for (lead, tail), size in zip(both, spread, strict=True)]
+        pads = [(max(0, lead), max(0, tail)) for lead, tail in both]
+        return found[(slice(None), slice(None), *inside)], kernel, [1] * len(kernel), dilations, pads
 
 
-def linear_layers(coupling: Coupling) -> list[Linear]:
-    """All linear layers outside of subgraphs with float weights of their own, in the order of the graph."""
-    graph = coupling.graph
-    found = [one for one in (Linear.of(graph, sum_) for sum_ in all_sums(coupling)) if one is not None]
-    return [one for one in found if one.target in graph.outer and graph.weights.elem_type(one.weight) in FLOATS]
+def _halves(size: int, upper: bool) -> tuple[int, int]:
+    """Two parts, of which the second is larger, or if not ``upper`` the first."""
+    return (size // 2, size - size // 2) if upper else (size - size // 2, size // 2)
+
+
+def spaced(sizes: Sequence[int], most: float, turn: int) -> Grid:
+    """Evenly spaced positions, about ``most`` of all; others for each ``turn``."""
+    step = max(1, round((prod(sizes) / max(most, 1)) ** (1 / max(len(sizes), 1)))) if sizes else 1
+    found, turn = [], turn * 7
+    for size in sizes:
+        here = max(1, min(step, size))
+        found.append(slice(turn % here, None, here))
+        turn //= here
+    return tuple(found)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
 from onnxprune.channels import Coupling
 from onnxprune.errors import ModelError
-from onnxprune.flow import Site
 from onnxprune.labels import BoolArray
-from onnxprune.leastsquares.linear import Linear, linear_layers
+from onnxprune.leastsquares.changes import Changes
+from onnxprune.leastsquares.layers import linear_layers
+from onnxprune.leastsquares.linear import Linear, Product
+from onnxprune.leastsquares.recurrent import with_states
 from onnxprune.leastsquares.ridge import ALPHAS, ROUNDS, RowSolver, Solver, error, gram
 from onnxprune.leastsquares.tail import Tail, tail_of
 from onnxprune.leastsquares.walk import Walk
@@ -27,6 +29,8 @@ from onnxprune.surgery import mask
 from onnxprune.weights import Array
 
 Feeds = Mapping[str, Array]
+Parts = Sequence[Array]
+Solve = Callable[[Parts], Array]
 
 POSITIONS = 256
 """Positions of each sample that a layer is fitted on, at most."""
@@ -49,7 +53,7 @@ INDEPENDENT = 30
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A layer to be fitted: which of its channels are left, and what it should give."""
+    """A layer to be fitted: which of its channels are left, (groups, inputs), (groups, outputs), and what it should give."""
 
     layer: Linear
     tail: Tail
@@ -61,45 +65,52 @@ class Job:
 class Refit:
     """Fits the layers of a model of which the components ``removed`` have left.
 
-    ``feeds``: inputs, chunk by chunk. ``alphas``: penalties to choose from. ``notes``: what a user should know.
+    ``alphas``: penalties to choose from. ``notes``: what a user should know.
     """
 
     coupling: Coupling
     removed: BoolArray
-    feeds: Sequence[Feeds]
     alphas: Sequence[float] = ALPHAS
     notes: list[str] = field(default_factory=list)
 
-    def edits(self) -> list[PlanEdit]:
-        """The changes of weights.
+    @property
+    def largest(self) -> int:
+        """How many numbers the largest tensor has, for one sample, that is kept while layers are fitted."""
+        names = {n for job in self._jobs for n in (*job.layer.witnesses(job.tail.end), *job.layer.operands, job.tail.other) if n}
+        return max((int(self.coupling.shapes.numbers(name)) for name in names), default=1)
+
+    def edits(self, feeds: Sequence[Feeds]) -> list[PlanEdit]:
+        """The changes of weights, from inputs, chunk by chunk.
 
         Raises:
             ModelError: the model does not run on the inputs, or gives NaN or infinity.
         """
         graph = self.coupling.graph
-        jobs = self._jobs()
+        jobs = self._jobs
         if not jobs:
             return []
         pruned = mask(graph, make_plan(self.coupling, self.removed)).complete()
-        whole = Walk(graph.assemble().complete(), self.feeds, [job.tail.end for job in jobs])
-        now = Walk(pruned, self.feeds, [name for job in jobs for name in (job.layer.operand, job.tail.other) if name])
-        found: list[PlanEdit] = []
+        original = with_states(graph.assemble().complete(), [job.layer for job in jobs])
+        whole = Walk(original, feeds, [name for job in jobs for name in job.layer.witnesses(job.tail.end)])
+        now = Walk(pruned, feeds, [name for job in jobs for name in (*job.layer.operands, job.tail.other) if name])
+        changes = Changes(self.coupling)
         scarce: list[str] = []
         for job in jobs:
-            fitted = self._fit(job, whole, now, scarce)
-            if fitted is not None:
-                found.append(fitted)
+            self._fit(job, whole, now, changes, scarce)
         if scarce:
             self.notes.append(
-                f"{sum(len(chunk[next(iter(chunk))]) for chunk in self.feeds)} samples are few for {len(scarce)} of {len(jobs)} "
+                f"{sum(len(chunk[next(iter(chunk))]) for chunk in feeds)} samples are few for {len(scarce)} of {len(jobs)} "
                 f"layers ({scarce[0]!r} first): these stay closer to their own weights; give more with --data"
             )
-        return found
+        return changes.edits()
 
+    @cached_property
     def _jobs(self) -> list[Job]:
         """The layers that read something else than they used to, in order."""
         graph, flow = self.coupling.graph, self.coupling.flow
-        layers = {layer.call.node.index: layer for layer in linear_layers(self.coupling)}
+        layers: dict[int, list[Linear]] = {}
+        for layer in linear_layers(self.coupling):
+            layers.setdefault(layer.call.node.index, []).append(layer)
         changed = {site.tensor for site in flow.sites if not self.coupling.keeps(site, self.removed).all()}
         last: dict[str, int] = {}
         found: list[Job] = []
@@ -108,9 +119,8 @@ class Refit:
             behind = max((last.get(name, -1) for name in reads), default=-1)
             if not changed.isdisjoint(reads):
                 changed.update(node.outputs)
-            layer = layers.get(node.index)
-            if layer is not None and layer.operand in changed and layer.operand not in graph.weights:
-                job = self._job(layer, last, place)
+            for layer in layers.get(node.index, ()):
+                job = self._job(layer, last, place) if not changed.isdisjoint(layer.sources) else None
                 if job is not None:
                     found.append(job)
                     behind = place
@@ -118,80 +128,69 @@ class Refit:
         return found
 
     def _job(self, layer: Linear, last: Mapping[str, int], place: int) -> Job | None:
-        read, made = self._left(layer.reads, layer.inputs), self._left(layer.makes, layer.groups * layer.outputs)
+        read, made = layer.read(self.coupling, self.removed), layer.made(self.coupling, self.removed)
         tail = tail_of(self.coupling, layer)
-        if tail.other and not (tail.other in last and last[tail.other] < place):
+        if isinstance(layer, Product) and tail.other and not (tail.other in last and last[tail.other] < place):
             tail = tail.without_other(layer.target)
         return Job(layer, tail, read, made) if read.any() and made.any() else None
 
-    def _left(self, site: Site, size: int) -> BoolArray:
-        known = site in self.coupling.flow.sites
-        return self.coupling.keeps(site, self.removed) if known else np.ones(size, np.bool_)
-
-    def _fit(self, job: Job, whole: Walk, now: Walk, scarce: list[str]) -> PlanEdit | None:
+    def _fit(self, job: Job, whole: Walk, now: Walk, changes: Changes, scarce: list[str]) -> None:
         """Fit one layer, and let the pruned model go on with it."""
-        layer, tail, graph = job.layer, job.tail, self.coupling.graph
-        wanted, seen = whole.take(tail.end), now.take(layer.operand)
-        beside = now.take(tail.other) if tail.other else None
-        rows = _Rows(job, wanted, seen, beside)
+        layer, tail = job.layer, job.tail
+        witnesses = list(zip(*(whole.take(name) for name in layer.witnesses(tail.end)), strict=True))
+        operands = list(zip(*(now.take(name) for name in layer.operands), strict=True)) or [()] * len(witnesses)
+        rows = _Rows(job, witnesses, operands, now.take(tail.other) if tail.other else None)
         if not rows.finite:
-            raise ModelError(
-                f"layer {layer.call.node.label!r} gives NaN or infinity on the inputs; clean the data, or --freeze it"
-            )
-        values = graph.weights.read(layer.weight)
-        matrix, bias = layer.matrix(values), np.array(layer.bias(graph))
-        if rows.independent < ENOUGH * (int(job.read.sum()) * layer.taps + 1):
-            scarce.append(layer.call.node.label)
-        changed = False
+            raise ModelError(f"layer {layer.label!r} gives NaN or infinity on the inputs; clean the data, or --freeze it")
+        if rows.independent < ENOUGH * (int(job.read.sum(axis=1).max()) * layer.taps + 1):
+            scarce.append(layer.label)
+        values = [changes.value(stored) for stored, _ in layer.stored]
+        matrix, before = layer.matrix(values), np.array(layer.bias(self.coupling.graph))
+        bias, changed = before.copy(), False
         for group in range(layer.groups):
-            made = np.flatnonzero(job.made.reshape(layer.groups, -1)[group])
-            columns = np.flatnonzero(np.tile(job.read, layer.taps))
-            if not len(made):
+            made = np.flatnonzero(job.made[group])
+            columns = np.flatnonzero(np.tile(job.read[group], layer.taps))
+            if not len(made) or not len(columns):
                 continue
             prior = np.concatenate([matrix[group][np.ix_(columns, made)], bias[group][None, made]])
             fitted = rows.fitted(group, columns, made, prior, self.alphas, layer.slot is not None)
             if fitted is not None:
                 matrix[group][np.ix_(columns, made)] = fitted[:-1]
                 bias[group][made], changed = fitted[-1], True
-        return self._written(job, values, matrix, bias, now) if changed else None
+        if changed and changes.take(layer, layer.tensors(matrix, values), bias - before):
+            self._show(layer, bias - before, changes, now)
 
-    def _written(self, job: Job, values: Array, matrix: Array, bias: Array, now: Walk) -> PlanEdit | None:
-        """The edit that says so; None where the numbers are too large for the weight's type."""
-        layer, graph = job.layer, self.coupling.graph
-        with np.errstate(over="ignore"):
-            new = layer.tensor(matrix, values.shape).astype(values.dtype)
-            added = ((bias - layer.bias(graph)) / (1.0 if layer.slot is None else layer.slot[2])).ravel()
-            total = bias.ravel().astype(values.dtype)
-        if not (np.isfinite(new).all() and np.isfinite(total).all()):
-            return None
-        shown = new.copy()
-        for site, left in ((layer.reads, job.read), (layer.makes, job.made)):
-            np.moveaxis(shown, site.axis, 0)[~left] = 0
-        now.store(layer.weight, shown)
-        where: dict[str, Any] = {}
-        if layer.slot is not None and np.abs(added).max(initial=0.0):
-            node, index, scale = layer.slot
-            now.read_own(node.outputs[0], index, (np.where(job.made, bias.ravel(), 0.0) / scale).astype(values.dtype))
-            where = {"node": node.outputs[0], "input": index, "add": tuple(added.tolist())}
-        return PlanEdit(layer.weight, layer.reads.axis, (), weights=new.astype("<f4").tobytes(), **where)
+    def _show(self, layer: Linear, add: Array, changes: Changes, now: Walk) -> None:
+        """Let the pruned model go on with a layer as it is by now."""
+        for stored, _ in layer.stored:
+            shown = changes.shown(stored, self.removed)
+            if stored.own:
+                now.store(stored.tensor, shown)
+            else:
+                now.read_own(stored.reader, stored.place, shown)
+        if layer.slot is not None and np.abs(add).max(initial=0.0):
+            node, index, _ = layer.slot
+            now.add(node.outputs[0], index, layer.added(add))
 
 
 class _Rows:
     """What a layer reads and should give, at some positions of each sample."""
 
-    def __init__(self, job: Job, wanted: Sequence[Array], seen: Sequence[Array], beside: Sequence[Array] | None) -> None:
+    def __init__(self, job: Job, witnesses: Sequence[Parts], operands: Sequence[Parts], beside: Sequence[Array] | None) -> None:
         layer = job.layer
         self.tail, self.layer = job.tail, layer
-        samples = sum(len(part) for part in wanted)
+        samples = sum(map(layer.samples, witnesses))
         room = ROWS / (4 * layer.groups * (layer.columns + 1)) if layer.columns < WIDEST else FEWEST
         most = min(POSITIONS, room / max(samples, 1))
-        grids = [layer.grid(part.shape, most, turn) for turn, part in enumerate(wanted)]
-        self.ends = [layer.sums(part, grid).astype(np.float32) for part, grid in zip(wanted, grids, strict=True)]
+        grids = [layer.grid(part, most, turn) for turn, part in enumerate(witnesses)]
+        self.ends = [layer.sums(part, grid).astype(np.float32) for part, grid in zip(witnesses, grids, strict=True)]
         self.others: list[Array] | None = None
         if beside is not None:
-            self.others = [layer.sums(part, grid).astype(np.float32) for part, grid in zip(beside, grids, strict=True)]
-        self.parts = [list(layer.rows(part, grid)) for part, grid in zip(seen, grids, strict=True)]
-        self.held = [turn % HELD_OUT == HELD_OUT - 1 or (len(wanted) < HELD_OUT and turn == 1) for turn in range(len(wanted))]
+            self.others = [layer.sums([part], grid).astype(np.float32) for part, grid in zip(beside, grids, strict=True)]
+        seen = zip(operands, witnesses, grids, strict=True)
+        self.parts = [list(layer.rows(part, witness, grid)) for part, witness, grid in seen]
+        chunks = len(witnesses)
+        self.held = [turn % HELD_OUT == HELD_OUT - 1 or (chunks < HELD_OUT and turn == 1) for turn in range(chunks)]
         count = sum(map(len, self.ends))
         self.independent = samples * min(count / max(samples, 1), INDEPENDENT)
 
@@ -234,10 +233,6 @@ class _Rows:
         low, high = np.float32(self.tail.low), np.float32(self.tail.high)
         goal = np.where(end <= low, np.minimum(got, low), np.where(end >= high, np.maximum(got, high), end))
         return np.asarray((goal - add) / scale)
-
-
-Parts = Sequence[Array]
-Solve = Callable[[Parts], Array]
 
 
 def _by_columns(

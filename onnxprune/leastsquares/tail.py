@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.channels import Coupling
 from onnxprune.graph import Graph
-from onnxprune.leastsquares.linear import Linear
+from onnxprune.leastsquares.linear import Linear, Product
 from onnxprune.structure import Node
 from onnxprune.weights import Array
 
@@ -42,6 +42,8 @@ def tail_of(coupling: Coupling, layer: Linear) -> Tail:
     """What follows a layer."""
     graph, shapes = coupling.graph, coupling.shapes
     size = layer.groups * layer.outputs
+    if not isinstance(layer, Product):
+        return Tail("", np.ones(size), np.zeros(size))
     plain = Tail(layer.target, np.ones(size), np.zeros(size))
     node, found = _only_reader(graph, layer.target), plain
     if node is not None and node.op == "BatchNormalization" and layer.convolves:

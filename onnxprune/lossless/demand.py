@@ -142,7 +142,7 @@ class Demand:
     # constants --------------------------------------------------------------------------------------------------------
     def _slot(self, sum_: Sum) -> Slot | None:
         """Where constants that a sum adds could be put, if there are any: it is the same for all elements of a channel."""
-        slot = bias_slot(self.graph, sum_)
+        slot = None if own_weight(self.graph, sum_) is None else bias_slot(self.graph, sum_)
         if slot is None or not self.facts.is_even(sum_):
             return None
         known = self.facts.of(sum_.call.node.inputs[0])
@@ -175,9 +175,14 @@ class Demand:
         return PlanEdit(weight, axis, tuple(gone.tolist()), node=node.outputs[0], input=index, add=tuple((add / scale).tolist()))
 
 
+def is_linear(sum_: Sum) -> bool:
+    """Whether a sum multiplies channels with its second operand, and does nothing else."""
+    return sum_.rule.product and sum_.terms == [0, 1] and all(len(sum_.summed[k]) == 1 for k in sum_.terms)
+
+
 def own_weight(graph: Graph, sum_: Sum) -> str | None:
     """The stored float tensor that channels are multiplied with and summed, if nothing else reads it."""
-    if not sum_.rule.product or sum_.terms != [0, 1] or any(len(sum_.summed[k]) != 1 for k in sum_.terms):
+    if not is_linear(sum_):
         return None
     name, token = sum_.call.node.inputs[1], sum_.tokens[1][sum_.summed[1][0]]
     alone = all(c in sum_.lost or sum_.sizes[c] == 1 for c in letters(token))
@@ -185,9 +190,9 @@ def own_weight(graph: Graph, sum_: Sum) -> str | None:
 
 
 def bias_slot(graph: Graph, sum_: Sum) -> Slot | None:
-    """Where a vector along the result's channels can be added to a sum: its bias, or a vector that is added next."""
+    """Where a vector along the result's channels can be added to a linear sum: its bias, or a vector that is added next."""
     node = sum_.call.node
-    if own_weight(graph, sum_) is None or not sum_.result:
+    if not is_linear(sum_) or not sum_.result:
         return None
     kept = {c for t in sum_.tokens.get(1, ()) for c in letters(t)} - sum_.lost
     if kept != set(letters(sum_.result[sum_.channels])):

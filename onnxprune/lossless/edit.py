@@ -75,7 +75,7 @@ class _Editing:
         if not edit.is_consistent or not all(0 <= c < size for c in (*edit.channels, *edit.into)):
             raise PlanError(f"{where}: channels must be numbers from 0 to {size - 1}; the plan was made for another model")
         if edit.weights:
-            self._store(edit.tensor, self.weights.replaced(edit.tensor, self._given(edit, shape)))
+            self._give(edit, self._given(edit, shape))
             return
         values = self.weights.read(edit.tensor).copy()
         targets, sums = handed_over(values, edit)
@@ -83,6 +83,19 @@ class _Editing:
         rows[list(edit.channels)] = 0
         rows[targets] = sums
         self._store(edit.tensor, self.weights.replaced(edit.tensor, values))
+
+    def _give(self, edit: PlanEdit, values: Array) -> None:
+        """Give a tensor, or one of its readers, other numbers."""
+        if not edit.reader:
+            self._store(edit.tensor, self.weights.replaced(edit.tensor, values))
+            return
+        node = self.nodes[self.writer[edit.reader]] if edit.reader in self.writer else None
+        if node is None or node.input(edit.place) != edit.tensor:
+            raise PlanError(
+                f"plan: edit of input {edit.place} of the node that writes {edit.reader!r}: it does not read {edit.tensor!r} in "
+                "this model; the plan was made for another one"
+            )
+        self._read_own(node, edit.place, values, "weight")
 
     def add(self, edit: PlanEdit) -> None:
         """Add a vector to a node's input: in place if nothing else reads it, otherwise as a tensor of its own."""
@@ -92,13 +105,14 @@ class _Editing:
         if node is None or not 0 <= edit.input <= len(node.inputs) or (name and name not in self.weights):
             raise PlanError(f"{where}: there is no such vector in this model; the plan was made for another one")
         old = self.weights.read(name) if name else np.zeros(len(edit.add), self.weights.read(edit.tensor).dtype)
-        if old.ndim and old.shape[-1] not in (1, len(edit.add)):
+        if old.size != len(edit.add) and old.ndim and old.shape[-1] not in (1, len(edit.add)):
             raise PlanError(f"{where}: it has {old.shape[-1]} channels, not {len(edit.add)}; the plan was made for another model")
-        values = (old.astype(np.float64) + np.array(edit.add, np.float64)).astype(old.dtype)
+        add = np.array(edit.add, np.float64)
+        values = (old.astype(np.float64) + (add.reshape(old.shape) if old.size == add.size else add)).astype(old.dtype)
         if name and self.readers[name] == 1 and name not in self.uses and values.shape == old.shape:
             self._store(name, self.weights.replaced(name, values))
         else:
-            self._read_own(node, edit.input, values)
+            self._read_own(node, edit.input, values, "bias")
 
     def _given(self, edit: PlanEdit, shape: tuple[int, ...]) -> Array:
         """The numbers that an edit gives a tensor, in its own type."""
@@ -142,10 +156,10 @@ class _Editing:
         self.tensors[name] = tensor
         self.weights = self.weights.updated({name: tensor})
 
-    def _read_own(self, node: Node, index: int, values: Array) -> None:
+    def _read_own(self, node: Node, index: int, values: Array, what: str) -> None:
         """Let a node read a tensor of its own. If the old one was shared under its name, another reader takes that over."""
         taken = self.readers.keys() | set(self.weights) | set(self.graph.producers)
-        hint = f"{node.outputs[0]}_bias"
+        hint = f"{node.outputs[0]}_{what}"
         name = next(n for n in (hint, *(f"{hint}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
         self._store(name, numpy_helper.from_array(values, name))
         self.new.append(name)

@@ -10,7 +10,7 @@ from copy import copy
 import numpy as np
 
 from onnxprune.channels import Coupling
-from onnxprune.flow import Site, Step, stand_ins
+from onnxprune.flow import Site, Step, carried
 from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Factor, IntArray
 from onnxprune.lossless.demand import own_weight
@@ -108,18 +108,13 @@ class Handover:
             marks = self._marks(classes)
             if not marks[self.root[factor.labels.ravel()]].any():
                 continue
-            rule = step.rule
-            data = rule.carries(node) if rule is not None else ()
-            operands = stand_ins(node.op, data, [call.value(i) for i in range(len(node.inputs))], call.inputs)
             numbers = Factor(factor.axes, self._numbers(factor.labels), factor.zero).aligned(call.shape(k))
-            operands[k] = np.broadcast_to(numbers + 1, call.shape(k))
-            try:
-                results = self._execute(node, operands)
-            except Exception:  # the evaluator's errors have no common base; it did run on the labels
+            results = carried(self._execute, step, k, np.broadcast_to(numbers + 1, call.shape(k)))
+            if results is None:
                 return []
             for name, result in zip(filter(None, node.outputs), results, strict=True):
                 for arrived in self.coupling.flow.tensors[name].factors:
-                    rows = np.moveaxis(np.asarray(result), arrived.axes, range(len(arrived.axes)))
+                    rows = np.moveaxis(result, arrived.axes, range(len(arrived.axes)))
                     rows = rows.reshape(arrived.labels.size, -1)
                     classes = self.parted(classes, self.root[arrived.labels.ravel()], rows)
         return classes
