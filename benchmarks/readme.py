@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from onnxprune.operators import table
@@ -36,11 +37,13 @@ def blocks() -> dict[str, str]:
         "sequences": _sequences(results["coverage"]),
         "huge": _huge(results["huge"]),
         "latency": _latency(results["latency"]),
+        "staircase": _staircase(results["staircase"]),
         "speed": _speed(results["speed"]),
         "quantize": _quantize(results["quantize"]),
         "paoding": _paoding(results["paoding"]),
         "impact": _impact(results["impact"]),
         "fair": _fair(results["fair"]),
+        "deploying": _deploying(results["deploying"]),
         "finetune": _finetune(results["finetune"]),
         "mic": _mic(results["mic"]),
         "sparsify": _sparsify(results["sparsify"]),
@@ -90,6 +93,40 @@ def _fair(results: dict[str, Any]) -> str:
             values = (rows[0]["accuracy_before"], *(r["accuracy_after"] for r in rows))
             lines.append(f"| {name}, {level} | {rows[0]['parameters']:.3f} | " + _percent(values))
     return "\n".join(lines)
+
+
+def _deploying(results: dict[str, Any]) -> str:
+    """Case by case: the median over the seeds beside the bar, plain pruning and the best setting of every other tool."""
+    lines = [
+        "| network, what is left, data | original | bar | obs | seeds | agreement | l1 | Torch-Pruning | onnxsim | CPU s | MB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    cases = dict.fromkeys(row["case"] for row in results["rows"] if row["method"] == "obs")
+    for name in cases:
+        rows = {m: [r for r in results["rows"] if r["case"] == name and r["method"] == m] for m in ("obs", "l1")}
+        done = [row for row in rows["obs"] if "after" in row]
+        if not done:
+            continue
+        before, after = done[0].get("before"), _median(done, "after")
+        bar = done[0]["bar"] if done[0]["bar"] > 0 else before + done[0]["bar"]
+        cells = [_points(before), _points(bar), f"**{_points(after)}**" if after >= bar else _points(after), str(len(done))]
+        cells += [_points(_median(done, "agreement")), _points(_median([r for r in rows["l1"] if "after" in r], "after"))]
+        peers = results.get("peers", {}).get(name, [])
+        for tool in ("Torch-Pruning", "onnxsim"):
+            found = [p["accuracy"] for p in peers if p["tool"].startswith(tool) and "accuracy" in p]
+            cells.append(_points(max(found, default=None)))
+        cells += [f"{_median(done, 'cpu_s'):.0f}", f"{_median(done, 'peak_mb'):.0f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _median(rows: list[dict[str, Any]], key: str) -> Any:
+    values = [row[key] for row in rows if key in row]
+    return median(values) if values else None
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def _sparsify(results: dict[str, Any]) -> str:
@@ -265,6 +302,24 @@ def _latency(result: dict[str, Any]) -> str:
         left = " | ".join(f"{r[k]:.2f}" for r in (plain, rounded) for k in ("latency_left", "macs_left"))
         rows.append(f"| {name.split('.')[0]} | {times} | {left} |")
     return "\n".join(rows)
+
+
+def _staircase(result: dict[str, Any]) -> str:
+    """Cut by cut, as it comes and in widths that are worth having; and what became of latency targets."""
+    rows = ["| network | cut | MACs left | times as fast | in int8 | `--round-to auto`: MACs left | times as fast | in int8 |"]
+    rows.append("|---|---|--:|--:|--:|--:|--:|--:|")
+    said = []
+    for name, found in result["models"].items():
+        for cut in (key.removesuffix(", auto") for key in found if key.endswith(", auto")):
+            pair = [found[f"{cut}, {width}"] for width in (1, "auto")]
+            cells = [f"{r['macs_left']:.2f} | {r['float'][0]:.2f} | {r['int8'][0]:.2f}" for r in pair]
+            rows.append(f"| {name} | {cut} | {' | '.join(cells)} |")
+        last = found["latency=0.5"]
+        said.append(f"{name} {last['foreseen']:.3f}, {last['left']:.3f}, {1 / last['float'][0]:.3f}")
+    text = (
+        "latency=0.5: the share foreseen, that measured at the end of the run, and that measured again: " + "; ".join(said) + "."
+    )
+    return "\n".join([*rows, "", text])
 
 
 def _speed(result: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ Writes ``NAME.onnx`` and ``NAME.npz`` (the samples under the model's input name,
     brain       tumours in slices of magnetic resonance images, 4 classes; convolutions 16, 32, 64, dense 128-64
     mnist_cnn   digits; convolutions 16 and 32 (5x5), dense 120-84
     mnist_mlp   digits, flattened; dense 128-128-64
+    mnist_wide  the same; dense 512-256
     cifar       CIFAR-10; convolutions 32, 32, 64, 64, 128, dense 256-128
 
 The first three and the last are the four settings of M. H. Meng, H. Guan, L. Wan, S. G. Teo, G. Bai and J. S. Dong,
@@ -123,6 +124,7 @@ SETTINGS = {
     ),
     "mnist_cnn": Setting("conv5:16 pool conv5:32 pool 120 84 10", mnist, "image", epochs=15, shift=2),
     "mnist_mlp": Setting("128 128 64 10", mnist, "image", epochs=60, shift=2),
+    "mnist_wide": Setting("512 256 10", mnist, "image", epochs=40, dropout=0.2, shift=2),
     "cifar": Setting(
         "conv3:32 conv3:32 pool conv3:64 conv3:64 pool conv3:128 pool 256 128 10",
         cifar,

@@ -16,6 +16,7 @@ from onnxprune.errors import (
     OptionError,
     OutputError,
     PlanError,
+    ProfileError,
     SidecarError,
     StateError,
     TapeError,
@@ -29,6 +30,7 @@ from onnxprune.family import Family, family
 from onnxprune.finetune import Finetuned, finetune
 from onnxprune.importance import ScoreTable
 from onnxprune.plan import Plan
+from onnxprune.profile import DeviceProfile, profile
 from onnxprune.pruner import Pruner, inspect, prune
 from onnxprune.quantize import Quantized, quantize
 from onnxprune.remove import remove_filters, remove_kernels, remove_normalization
@@ -44,6 +46,7 @@ __all__ = [
     "family",
     "finetune",
     "inspect",
+    "profile",
     "prune",
     "quantize",
     "restore",
@@ -55,6 +58,7 @@ __all__ = [
     "remove_normalization",
     # nouns
     "Comparison",
+    "DeviceProfile",
     "Evaluation",
     "Evaluator",
     "Family",
@@ -77,6 +81,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PlanError",
+    "ProfileError",
     "SidecarError",
     "StateError",
     "TapeError",

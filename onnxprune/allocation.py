@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnxprune.channels import ChannelGroup, Coupling
 from onnxprune.errors import OptionError, UsageError
 from onnxprune.files import one_line
-from onnxprune.labels import BoolArray
+from onnxprune.labels import BoolArray, IntArray
 
 Scores = npt.NDArray[np.float64]
 Table = Mapping[str, float] | str | Path | None
@@ -38,6 +38,35 @@ def read_table(source: Table, option: str) -> dict[str, float]:
     return found
 
 
+AUTO = "auto"
+"""For ``round_to``: measure where a model really gets faster."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rungs:
+    """The widths that are worth having, group by group: those at which a network really gets faster.
+
+    ``owner``: for each label component the number of its group. ``widths``: of each group, ascending, the last is all of it.
+    """
+
+    owner: IntArray
+    widths: tuple[IntArray, ...]
+
+    def up(self, group: ChannelGroup, needed: int) -> int:
+        """The narrowest such width that is enough, or all that the group still has."""
+        own = self.widths[self.owner[group.roots[0]]]
+        return min(group.size, int(own[min(np.searchsorted(own, needed), len(own) - 1)]))
+
+    @property
+    def coarser(self) -> Rungs:
+        """Every other width, the widest among them."""
+        return replace(self, widths=tuple(own[::-1][::2][::-1] for own in self.widths))
+
+    def only(self, groups: Collection[int]) -> Rungs:
+        """The same where all but some groups stay as they are."""
+        return replace(self, widths=tuple(own if n in groups else own[-1:] for n, own in enumerate(self.widths)))
+
+
 def allocate(
     coupling: Coupling,
     scores: Sequence[Scores],
@@ -45,7 +74,7 @@ def allocate(
     ratio: float,
     scope: str = "uniform",
     min_channels: int = 1,
-    round_to: int = 1,
+    round_to: int | str = 1,
 ) -> BoolArray:
     """Decide which channels leave: the lowest scores.
 
@@ -79,7 +108,8 @@ class Limits:
     ``ratio``: fraction of channels to remove, in [0, 1). ``scope``: ``"uniform"`` removes ``floor(n ratio + 1e-9)`` of every
     group's ``n`` channels; ``"global"`` ranks all channels together; to make layers comparable, a group's scores are divided
     by their mean first. ``min_channels``: what every group keeps at least. ``round_to``: axes keep a multiple of this many
-    indices, rounded up. ``"tod"``: each group loses as many as the level ``tod`` allows (:func:`tolerated`), whatever the ratio.
+    indices, rounded up; or ``"auto"``: as many channels as ``rungs`` has next. ``"tod"``: each group loses as many as the level
+    ``tod`` allows (:func:`tolerated`), whatever the ratio.
     ``ratios``: for some groups a ratio of their own, by pattern as in :func:`~onnxprune.channels.chosen`; in steps they are
     reached along with ``ratio``.
 
@@ -90,9 +120,10 @@ class Limits:
     ratio: float = 0.5
     scope: str = "uniform"
     min_channels: int = 1
-    round_to: int = 1
+    round_to: int | str = 1
     ratios: Mapping[str, float] = field(default_factory=dict)
     tod: float = 0.05
+    rungs: Rungs | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -110,12 +141,17 @@ class Limits:
             raise OptionError(f"ratios say how much each group loses, and so does scope {self.scope!r}; give one of them")
         if self.min_channels < 1:
             raise OptionError(f"min-channels is {self.min_channels}; every layer keeps at least 1 channel")
-        if self.round_to < 1:
-            raise OptionError(f"round-to is {self.round_to}; kept channels are rounded up to a multiple of it, at least 1")
+        if self.round_to != AUTO and (isinstance(self.round_to, str) or self.round_to < 1):
+            raise OptionError(
+                f"round-to is {self.round_to}; kept channels are rounded up to a multiple of it, at least 1, or with {AUTO} to "
+                "where the model really gets faster"
+            )
 
     def keeps(self, group: ChannelGroup, needed: int) -> int:
         """How many channels a group keeps if so many are needed: no fewer than the least, rounded up."""
-        step = _step(group, self.round_to)
+        if self.rungs is not None:
+            return self.rungs.up(group, max(needed, self.min_channels))
+        step = 1 if isinstance(self.round_to, str) else _step(group, self.round_to)
         return min(group.size, -(-min(group.size, max(needed, self.min_channels)) // step) * step)
 
 

@@ -7,7 +7,6 @@ which its own incoming weights are longer where the activation allows that (Kim 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
@@ -20,8 +19,8 @@ from onnxprune.leastsquares import ALPHAS, Refit
 from onnxprune.plan import PlanEdit
 from onnxprune.weights import Array
 
-LIVE = 1 << 30
-"""Bytes of activations that are held in memory while layers are fitted."""
+LIVE = 1 << 32
+"""Bytes of activations that are kept while layers are fitted, in memory or on disk: three times the largest of all samples."""
 
 SAMPLES = 2048
 """Samples that layers are fitted on, at most."""
@@ -50,13 +49,12 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
     Raises:
         ModelError: the model gives NaN or infinity on them.
     """
-    most = room(whole)
-    chunks = whole.chunks(most)
-    if whole.data is not None and most < whole.data.samples:
-        whole.tell(f"layers are fitted on {most} of {whole.data.samples} samples, which is what memory allows")
     alphas = [alpha for alpha in ALPHAS if whole.data is not None or alpha >= RIDGE_SYNTHETIC]
-    refit = Refit(whole.coupling, removed, chunks, alphas)
-    edits = refit.edits()
+    refit = Refit(whole.coupling, removed, alphas)
+    most = int(np.clip(LIVE // (12 * refit.largest), 8, SAMPLES))
+    if whole.data is not None and most < whole.data.samples:
+        whole.tell(f"layers are fitted on {most} of {whole.data.samples} samples, for which there is room")
+    edits = refit.edits(whole.chunks(most))
     for note in refit.notes:
         whole.tell(note)
     probe, leaves = Probe(whole, 2), np.flatnonzero(removed)
@@ -68,14 +66,6 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
         )
         return []
     return edits
-
-
-def room(scene: Scene) -> int:
-    """How many samples are held in memory at the same time, in the original and in the pruned model."""
-    shapes = scene.coupling.shapes
-    largest = max((prod(shape) for name, shape in shapes.shapes.items() if name not in scene.weights), default=1)
-    samples = max((shape[0] for shape in shapes.inputs.values() if shape), default=1)
-    return int(np.clip(LIVE * samples // (12 * largest), 8, SAMPLES))
 
 
 def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:

@@ -14,11 +14,15 @@ from onnxprune.weights import PARAMETERS
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """``parameters``: stored float and 8-bit numbers. ``macs``: of one run with one sample (dynamic sizes at the probe)."""
+    """``parameters``: stored float and 8-bit numbers. ``macs``: of one run with one sample (dynamic sizes at the probe).
+
+    ``latency``: of such a run in nanoseconds, one thread; 0 where it was not measured.
+    """
 
     parameters: int
     macs: int
     bytes: int
+    latency: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """As in the report."""

@@ -19,6 +19,9 @@ from onnxprune.weights import Array
 BATCH = 64
 """Samples per run where the model takes any number."""
 
+LIVE = 1 << 28
+"""Bytes of activations that are looked at together, where they are many."""
+
 PARTS = 8
 """Chunks that samples are parted into at least where some of them are held out."""
 
@@ -61,11 +64,11 @@ class Dataset:
             rows = np.minimum(np.arange(start, start + size), self.samples - 1) if fixed else np.arange(start, start + real)
             yield {name: values[rows] for name, values in self.inputs.items()}, real
 
-    def chunks(self, ports: Sequence[Port], most: int) -> list[dict[str, Array]]:
-        """Feeds of all samples, or of ``most`` that are evenly chosen, in several parts where the model lets."""
+    def chunks(self, ports: Sequence[Port], most: int, size: int = BATCH) -> list[dict[str, Array]]:
+        """Feeds of all samples, or of ``most`` that are evenly chosen, in parts of ``size`` at most where the model lets."""
         count = min(most, self.samples)
         chosen = self.take(np.arange(count) * self.samples // count)
-        return [feeds for feeds, _ in chosen.batches(ports, chunk_size(count))]
+        return [feeds for feeds, _ in chosen.batches(ports, min(size, chunk_size(count)))]
 
 
 def fixed_batch(ports: Sequence[Port]) -> int | None:
@@ -78,13 +81,15 @@ def chunk_size(samples: int) -> int:
     return max(1, min(BATCH, -(-samples // PARTS)))
 
 
-def rechunked(feeds: Sequence[Mapping[str, Array]], ports: Sequence[Port], most: int) -> Iterator[dict[str, Array]]:
-    """The first samples of some feeds, in other chunks where the model takes any number."""
+def rechunked(
+    feeds: Sequence[Mapping[str, Array]], ports: Sequence[Port], most: int, largest: int = BATCH
+) -> Iterator[dict[str, Array]]:
+    """The first samples of some feeds, in other chunks, of ``largest`` at most, where the model takes any number."""
     if fixed_batch(ports) is not None or any(not port.shape for port in ports):
         yield from map(dict, feeds[:most])
         return
     sizes = [len(next(iter(chunk.values()))) for chunk in feeds]
-    size, left = chunk_size(min(most, sum(sizes))), most
+    size, left = min(largest, chunk_size(min(most, sum(sizes)))), most
     for chunk, count in zip(feeds, sizes, strict=True):
         for start in range(0, min(count, left), size):
             yield {name: values[start : min(start + size, left)] for name, values in chunk.items()}

@@ -4,6 +4,7 @@
     ├── ModelError           the file is not a model that can be pruned
     │   └── GradientError    a derivative is asked for that can't be written
     ├── PlanError            a plan does not fit the model
+    ├── ProfileError         a device profile can't be read
     ├── TapeError            a tape of progressive pruning can't be read, or is of another run
     ├── SidecarError         what brings back a sparse model's weights can't be read, or is of another model
     ├── StateError           the state of a training run can't be read, or is of another run
@@ -38,6 +39,10 @@ class GradientError(ModelError):
 
 class PlanError(OnnxpruneError):
     """A plan names tensors, axes or indices that the model does not have, or splits coupled channels."""
+
+
+class ProfileError(OnnxpruneError):
+    """A device profile that can't be read."""
 
 
 class TapeError(OnnxpruneError):

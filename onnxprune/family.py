@@ -17,6 +17,7 @@ from onnxprune.evaluate import Latency, in_turns
 from onnxprune.files import JsonFile, Source
 from onnxprune.graph import load
 from onnxprune.importance import Criterion
+from onnxprune.profile import DeviceProfile
 from onnxprune.pruner import Pruner
 from onnxprune.report import columns, draw_shares, megabytes
 from onnxprune.result import Result
@@ -101,7 +102,8 @@ def family(
     max_ratio: float = 0.9,
     best_effort: bool = False,
     min_channels: int = 1,
-    round_to: int = 1,
+    round_to: int | str = 1,
+    profile: DeviceProfile | str | Path | None = None,
     freeze: tuple[str, ...] = (),
     mixing: bool = False,
     free: bool = False,
@@ -133,6 +135,7 @@ def family(
         target=targets[0],
         min_channels=min_channels,
         round_to=round_to,
+        profile=profile,
         compensate=compensate,
         samples=samples,
         seed=seed,

@@ -14,13 +14,16 @@ from onnxprune.cost import Cost
 from onnxprune.errors import TargetError
 from onnxprune.knapsack import Knapsack
 from onnxprune.labels import IntArray
-from onnxprune.target import NAMES, Check, Met, Target
+from onnxprune.target import NAMES, SPEED, Check, Met, Target, amount_of
 
 CHECKS = 9
 """Models that are measured on data, at most, to meet a target that data decide."""
 
 _FINENESS = 256
 """Into how many parts of the original's cost such a search tells models apart."""
+
+_NEAR, _MUCH = 0.98, 0.85
+"""The share of a target that is near enough to it; and that to which it may fall for the sake of another cost."""
 
 _CORRECTIONS = 6
 """Rounds in which what was foreseen of a cost is corrected by what it turns out to be."""
@@ -45,6 +48,9 @@ class Fit(Generic[S]):
         whole: the cost of the original.
         take: cut so many channels of each group: a model on its way.
         price: what that really costs; None where it is too large to be asked.
+        exact: whether the knapsack's cost is what the target is about. If it is something else in the same units, as time in
+            those of work, the share holds for that as well (``latency`` of a price, in these units), unless the target's own
+            would have to be much smaller.
         lost: what such a model loses on the data, as a share of all samples. ``measure``: what that is.
     """
 
@@ -55,10 +61,12 @@ class Fit(Generic[S]):
     price: Callable[[S], Cost | None]
     lost: Callable[[S], float] | None = None
     measure: str = ""
+    exact: bool = True
     checks: list[Check] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._size = self.target.size
+        self._timed: list[tuple[tuple[S, int], Cost]] = []
         self._before = int(getattr(self.whole, self._size))
         cost = self.knapsack.cost
         self._offset = self._before - cost.dead - cost.total([0] * len(self.knapsack.allowed))
@@ -72,7 +80,7 @@ class Fit(Generic[S]):
         if self.target.measured:
             allowed = self.target.amount if self.target.kind == "accuracy-drop" else 1 - self.target.amount
             found, cost, lost = self._searched(self._least, allowed + 1e-12)
-            return found, self._met(cost, True, lost)
+            return found, self._met(found, cost, True, lost)
         limit = self.target.limit(self.whole)
         made = self._within(limit)
         if made is None:
@@ -82,7 +90,7 @@ class Fit(Generic[S]):
         found, cost = made
         passed = cost <= limit
         if self.target.max_drop is None or self.lost is None:
-            return found, self._met(cost, passed, None)
+            return found, self._met(found, cost, passed, None)
         lost = self._checked(found, cost, self.target.max_drop + 1e-12)
         if lost > self.target.max_drop + 1e-12:
             found, cost, lost = self._searched(cost, self.target.max_drop + 1e-12)
@@ -90,10 +98,10 @@ class Fit(Generic[S]):
         if not passed and not self.target.best_effort:
             raise TargetError(
                 f"target {self.target} can't be met with --max-drop {self.target.max_drop:g}: the smallest model measured that "
-                f"loses no more keeps {cost / self._before:.4f} of the {NAMES[self._size]} ({cost:,} of {self._before:,}); "
+                f"loses no more keeps {cost / self._before:.4f} of the {NAMES[self._size]} ({self._of(cost)}); "
                 "nothing was written; allow more, ask for less, or take that model with --best-effort"
             )
-        return found, self._met(cost, passed, lost)
+        return found, self._met(found, cost, passed, lost)
 
     @property
     def _least(self) -> int:
@@ -101,19 +109,24 @@ class Fit(Generic[S]):
         return self.knapsack.least + self._offset
 
     def _unreachable(self) -> str:
-        share = self._least / self._before if self._before else 1.0
+        least = min((int(getattr(price, self._size)) for _, price in self._timed), default=self._least)
+        share = least / self._before if self._before else 1.0
         return (
             f"target {self.target} can't be met: at least {np.ceil(1e4 * share) / 1e4:g} of the {NAMES[self._size]} "
-            f"({self._least:,} of {self._before:,}) are left if no group loses more than --max-ratio {self.target.max_ratio:g} "
+            f"({self._of(least)}) are left if no group loses more than --max-ratio {self.target.max_ratio:g} "
             "of its channels, and the rest is frozen; nothing was written; `onnxprune inspect` says what is in the way, "
             "--best-effort takes the nearest model"
         )
 
     def _within(self, limit: int) -> tuple[S, int] | None:
         """The model with the least error of those that really cost no more than a limit; None where there is none."""
-        offset, best, tried = self._offset, None, set()
+        offset, best = self._offset, None
+        tried: set[tuple[int, ...]] = set()
+        floor = limit if self.exact else int(limit * (_NEAR if self._size == SPEED else _MUCH))
         for _ in range(_CORRECTIONS):
             counts = self.knapsack.solve(limit - offset)
+            if counts is None and not tried and not self.exact:
+                counts = [int(allowed[-1]) for allowed in self.knapsack.allowed]
             if counts is not None and not any(counts) and self._before > limit:
                 counts = self.knapsack.first_step()  # any cut is rid of what no output needs, and that is enough
             if counts is None or tuple(counts) in tried:
@@ -121,18 +134,26 @@ class Fit(Generic[S]):
             tried.add(tuple(counts))
             foreseen = self.knapsack.cost.total(counts)
             made, cost = self._made(counts)
-            if cost <= limit and (best is None or cost > best[1]):
-                best = made, cost
-            if cost == foreseen + offset:
+            held = max(cost, self._timed[-1][1].latency if self._timed else 0)
+            rank = (min(cost, floor), -max(held, limit), cost)
+            if cost <= limit and (best is None or rank > best[2]):
+                best = made, cost, rank
+            if held == foreseen + offset or floor <= cost <= held <= limit:
                 break
-            offset = max(cost - foreseen, offset + 1) if cost > limit else cost - foreseen
-        return best
+            closer = max(held - foreseen, offset + 1)
+            offset = closer if held > limit and cost > floor else cost - foreseen + limit - floor
+        return None if best is None else best[:2]
 
     def _made(self, counts: Counts) -> tuple[S, int]:
         """A model, and what it costs."""
         made = self.take(counts)
-        price = self.price(made)
-        return made, self.knapsack.cost.total(counts) + self._offset if price is None else int(getattr(price, self._size))
+        price, foreseen = self.price(made), self.knapsack.cost.total(counts) + self._offset
+        if not self.exact and price is not None:
+            self._timed.append(((made, foreseen), price))
+        return made, foreseen if price is None else int(getattr(price, self._size))
+
+    def _of(self, cost: int) -> str:
+        return f"{amount_of(self._size, cost)} of {amount_of(self._size, self._before)}"
 
     def _searched(self, least: int, allowed: float) -> tuple[S, int, float]:
         """The smallest of some models that lose no more than allowed, found by halving between ``least`` and the original."""
@@ -162,6 +183,9 @@ class Fit(Generic[S]):
         self.checks.append(Check(round(cost / max(self._before, 1), 6), lost, lost <= allowed))
         return lost
 
-    def _met(self, cost: int, passed: bool, lost: float | None) -> Met:
+    def _met(self, found: S, cost: int, passed: bool, lost: float | None) -> Met:
         value = 1 - lost if lost is not None and self.measure == "agreement" else lost
-        return Met(self.target, self._before, cost, passed, value, self.measure if lost is not None else "", tuple(self.checks))
+        times = [time for (made, time), _ in self._timed if made is found and self._size == SPEED]
+        foreseen = times[-1] if times else None
+        measure = self.measure if lost is not None else ""
+        return Met(self.target, self._before, cost, passed, value, measure, tuple(self.checks), foreseen)

@@ -83,7 +83,7 @@ class Footprint:
             self._time[order], self._owner[order] = np.arange(len(order)), number
         self._axes: dict[tuple[str, int], _Axis] = {}
         self._needed = _needed(coupling.graph)
-        terms = self._work() if kind == "macs" else self._stored(kind)
+        terms = self._stored(kind) if kind in ("parameters", "bytes") else self._work()
         zero = [0] * len(orders)
         self._dead = sum(int(term.amount(zero)) for term in terms if not term.live)
         terms = [term for term in terms if term.live]
@@ -116,16 +116,21 @@ class Footprint:
         )
 
     def _work(self) -> list[_Term]:
-        """One term for each node that sums products."""
+        """One term for each node that counts."""
         graph, shapes, terms = self._coupling.graph, self._coupling.shapes, []
         for node in graph.nodes:
             call = describe(graph, node, shapes)
-            if macs(call):
+            amount = self._amount(call)
+            if amount is not None:
                 live = not node.outputs or any(n in self._needed for n in node.outputs)
                 operands = [self._tensor(n, s) for n, s in zip(node.inputs, call.inputs, strict=True)]
                 results = [self._tensor(n, s) for n, s in zip(node.outputs, call.outputs, strict=True)]
-                terms.append(_Term(_groups(operands + results), _Node(call, operands, results), live))
+                terms.append(_Term(_groups(operands + results), _Node(call, operands, results, amount), live))
         return terms
+
+    def _amount(self, call: Call) -> Callable[[Call], Any] | None:
+        """What says how much a node does, from itself with other sizes, which may be arrays; None if it does nothing."""
+        return macs if macs(call) else None
 
     def _stored(self, kind: str) -> list[_Term]:
         """One term for each stored tensor; a vector whose readers keep different indices is stored once for each of these."""
@@ -200,9 +205,10 @@ class _Node:
     call: Call
     operands: list[list[_Axis] | None]
     results: list[list[_Axis] | None]
+    amount: Callable[[Call], Any]
 
     def __call__(self, gone: Gone) -> Any:
-        return macs(replace(self.call, inputs=_shapes(self.operands, gone), outputs=_shapes(self.results, gone)))
+        return self.amount(replace(self.call, inputs=_shapes(self.operands, gone), outputs=_shapes(self.results, gone)))
 
 
 @dataclass(frozen=True, eq=False)

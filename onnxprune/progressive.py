@@ -13,6 +13,7 @@ from onnxprune.channels import Coupling, analyse
 from onnxprune.clock import Clock
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError
+from onnxprune.evaluate import Speed
 from onnxprune.graph import Graph
 from onnxprune.labels import Reason
 from onnxprune.lazy import LazyModel
@@ -29,7 +30,7 @@ from onnxprune.target import Met, Target
 class Stage:
     """A model cut and proved, after so many steps; ``standing`` says how it came about, ``free`` what left at no cost.
 
-    ``met``: how it meets its target, where it has one.
+    ``met``: how it meets its target, where it has one. ``speed``: how fast it is, where that decided.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Stage:
     proved: Proved
     free: lossless.Free | None = None
     met: Met | None = None
+    speed: Speed | None = None
 
 
 def shares(ratio: float, step: float | None) -> list[float]:
@@ -107,7 +109,7 @@ class Run:
                     with self.clock("surgery"):
                         pruned = apply(standing.coupling, standing.removed)
                     part = standing.share if isinstance(share, Target) else share
-                    yield Stage(number, part, standing, self._prove(standing, pruned, free), free, met)
+                    yield Stage(number, part, standing, self._prove(standing, pruned, free), free, met, self.sampler.speed)
                 return
             except RepairError as error:
                 done = None

@@ -10,7 +10,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxprune import data as datasets
-from onnxprune.allocation import Table
+from onnxprune.allocation import AUTO, Table
 from onnxprune.channels import analyse
 from onnxprune.clock import Clock, Progress
 from onnxprune.cost import cost
@@ -22,14 +22,15 @@ from onnxprune.files import Source
 from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion, ScoreTable
 from onnxprune.plan import Plan
+from onnxprune.profile import DeviceProfile
 from onnxprune.progressive import Run, Stage, shares
 from onnxprune.quantize import Quantized, quantize
-from onnxprune.recorder import Goal, Recorder
+from onnxprune.recorder import Goal, Recorder, timed
 from onnxprune.report import GroupRow, Report
 from onnxprune.result import Result, unscored
 from onnxprune.sampler import Sampler
 from onnxprune.shapes import infer
-from onnxprune.target import Target
+from onnxprune.target import SPEED, Target
 from onnxprune.weights import Array
 
 
@@ -50,7 +51,8 @@ def prune(
     data: Data | None = None,
     seed: int = 0,
     min_channels: int = 1,
-    round_to: int = 1,
+    round_to: int | str = 1,
+    profile: DeviceProfile | str | Path | None = None,
     ratios: Table = None,
     freeze: tuple[str, ...] = (),
     mixing: bool = False,
@@ -79,13 +81,15 @@ def prune(
             (each group loses as many as two rankings agree on).
         tod, scores, analysis, samples: as in :class:`~onnxprune.Sampler`.
         target: instead of a ratio, what is to be left of the whole model: ``"macs=0.5"``, ``"parameters=300k"``,
-            ``"bytes=2MB"``, or what is not to be lost: ``"accuracy-drop=0.01"``, ``"agreement=0.98"``.
+            ``"bytes=2MB"``, ``"latency=0.5"``, or what is not to be lost: ``"accuracy-drop=0.01"``, ``"agreement=0.98"``.
         max_drop, max_ratio, best_effort: of the target; see :class:`~onnxprune.target.Target`.
         data: an ``.npz`` path or arrays by input name, with ``labels`` if there are any; used to measure accuracy and
             agreement, and to choose by those criteria that look at activations or gradients.
         seed: for everything random.
         min_channels: what every group keeps at least.
-        round_to: axes keep a multiple of this many channels, rounded up.
+        round_to: axes keep a multiple of this many channels, rounded up; or ``"auto"``: as many as make the model faster, by
+            measuring it (see :class:`~onnxprune.Sampler`).
+        profile: of the device that ``"auto"`` and latencies are about, or its path; by default this one, measured.
         ratios: numbers by pattern, or a JSON file of them: groups that lose a share of their own; the others lose ``ratio``. A
             pattern stands for groups, by their own name or that of a tensor or node.
         freeze: shell-style patterns of node or tensor names to leave alone.
@@ -121,6 +125,7 @@ def prune(
         samples=samples,
         min_channels=min_channels,
         round_to=round_to,
+        profile=profile,
         ratios=ratios,
         compensate=compensate,
         interval=interval,
@@ -128,6 +133,8 @@ def prune(
         clusters=clusters,
         seed=seed,
     )
+    if zero and (round_to == AUTO or (target is not None and target.kind == SPEED)):
+        raise UsageError("zeros take as long as other weights; give --zero without --round-to auto and --target latency")
     if free and plan is not None:
         raise UsageError("a plan says already what leaves; give either --plan or --free")
     if free and mixing:
@@ -331,12 +338,13 @@ class Pruner:
             standing.coupling.frozen,
             proved.verification,
             dict(clock.elapsed),
-            recorder.pair(stage.number),
+            timed(recorder.pair(stage.number), stage),
             None if stage.free is None else stage.free.rows,
             recorder.steps if self._step is not None else (),
             "" if missed is None else f"stopped before step {missed.number}: its {self._goal.missed(missed)}",
             notes=self.sampler.notes,
             target=stage.met,
+            speed=stage.speed,
             zeroed=bool(self._options["zero"]),
         )
         external = graph.weights.has_external_data

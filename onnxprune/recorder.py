@@ -25,6 +25,7 @@ from onnxprune.shapes import infer
 from onnxprune.standing import Standing
 
 Metrics = dict[str, Any]
+Pair = Mapping[str, Mapping[str, Any]]
 TAPE = "tape.json"
 
 
@@ -199,3 +200,15 @@ def _kept(metrics: Metrics) -> Metrics:
         for name in ("accuracy", "loss", "agreement", "robust_accuracy")
         if metrics.get(name) not in (None, {})
     }
+
+
+def timed(metrics: Pair, stage: Stage) -> Pair:
+    """What was measured of the original and of a stage, with their latencies where these were."""
+    if stage.speed is not None:
+        before = 1e3 * stage.speed.plain.seconds
+        after = before * stage.speed.plain.ratio
+    elif stage.met is not None and stage.met.foreseen is not None:
+        before, after = stage.met.before / 1e6, stage.met.after / 1e6
+    else:
+        return metrics
+    return {side: {**metrics[side], "latency_ms": round(time, 6)} for side, time in (("before", before), ("after", after))}

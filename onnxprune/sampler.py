@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxprune.allocation import Limits, Scores, Table, counts, lowest, read_table
+from onnxprune.allocation import AUTO, Limits, Rungs, Scores, Table, counts, lowest, read_table
 from onnxprune.channels import analyse, chosen, named
 from onnxprune.compensate import MODES, fitted, merged, refitted
 from onnxprune.cost import Cost, cost
 from onnxprune.data import Dataset
 from onnxprune.errors import OptionError, UsageError
-from onnxprune.evaluate import Judged
+from onnxprune.evaluate import Judged, Speed
 from onnxprune.files import Source
 from onnxprune.fit import Fit, removable
 from onnxprune.footprint import Footprint
@@ -25,10 +26,11 @@ from onnxprune.importance import criterion as find_criterion
 from onnxprune.knapsack import Knapsack
 from onnxprune.lazy import AnyModel
 from onnxprune.plan import Plan
+from onnxprune.profile import DeviceProfile, Pace, Pacer
 from onnxprune.shapes import infer
 from onnxprune.standing import Analyse, Standing
 from onnxprune.surgery import apply
-from onnxprune.target import Met, Target
+from onnxprune.target import SPEED, Met, Target
 
 
 class Sampler:
@@ -38,7 +40,9 @@ class Sampler:
         criterion: a name from ``onnxprune.importance.CRITERIA``, or an object that is called like those. ``"auto"``: the first
             of the saved ``scores``; without these l1, or for scope ``"tod"`` wasserstein.
         ratio: fraction of channels to remove, 0 <= ratio < 1; by default a half.
-        scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`.
+        scope, min_channels, round_to: as in :class:`~onnxprune.allocation.Limits`. With ``"auto"`` a cut that makes the model
+            slower than it was is not made.
+        profile: of the device that ``"auto"`` and latencies are about, or its path; by default this one, measured.
         tod: level for scope ``"tod"``, by default 0.05. protection: the criterion whose ranking protects channels there.
         ratios: of some groups, by pattern, or a JSON file of them.
         target: how small the model is to become, as in ``"macs=0.5"``, instead of a ratio; see
@@ -67,7 +71,8 @@ class Sampler:
         target: str | Target | None = None,
         scores: ScoreTable | str | Path | None = None,
         min_channels: int = 1,
-        round_to: int = 1,
+        round_to: int | str = 1,
+        profile: DeviceProfile | str | Path | None = None,
         ratios: Table = None,
         compensate: str = "auto",
         params: tuple[float, float] = (0.75, 0.25),
@@ -89,10 +94,14 @@ class Sampler:
         if target is not None and (ratio is not None or scope != "uniform" or ratios is not None):
             raise UsageError("the target sets how many channels each group loses; give it without --ratio, --ratios and --scope")
         self.target = Target.parse(target) if isinstance(target, str) else target
-        given = {name: value for name, value in (("ratio", ratio), ("tod", tod)) if value is not None}
+        given: dict[str, Any] = {name: value for name, value in (("ratio", ratio), ("tod", tod)) if value is not None}
         own = read_table(ratios, "--ratios")
         self.limits = Limits(scope=scope, min_channels=min_channels, round_to=round_to, ratios=own, **given)
         self.compensate = compensate
+        if profile is not None and round_to != AUTO and (self.target is None or self.target.kind != SPEED):
+            raise UsageError("a profile is for --round-to auto and --target latency; give one of them, or no --profile")
+        self._pacer = Pacer(profile, seed=seed)
+        self.speed: Speed | None = None
         self._whole: Scene | None = None
         self._refitted: tuple[Standing, Standing] | None = None
         self._interval = interval
@@ -157,7 +166,15 @@ class Sampler:
         part = ratio / self.limits.ratio if self.limits.ratio else 1.0
         own = [None if r is None else r * part for r in chosen(standing.base, self.limits.ratios, "--ratios")]
         there = [scene.group(n) for n in groups]
-        return self.compensated(self.take(standing, counts(there, standing.sizes, scores, limits, own, protection), data), data)
+
+        def cut(rungs: Rungs | None) -> Standing:
+            chosen = counts(there, standing.sizes, scores, replace(limits, rungs=rungs), own, protection)
+            return self.take(standing, chosen, data)
+
+        if limits.round_to != AUTO:
+            return self.compensated(cut(None), data)
+        found, self.speed = self._pacer.fastest(standing.base.graph, self._pacer.rungs(standing), cut)
+        return self.compensated(found, data)
 
     def reach(self, standing: Standing, target: Target, original: Graph, data: Dataset | None = None) -> tuple[Standing, Met]:
         """Let as many channels of each group leave as meet a target, with the least error.
@@ -176,21 +193,49 @@ class Sampler:
         scores = [self._rank(scene, n, data) for n in range(len(groups))]
         curves = [self._curve(scene, n, values) for n, values in enumerate(scores)]
         orders = [group.roots[lowest(values, group.size)] for group, values in zip(groups, scores, strict=True)]
-        sizes = zip(groups, standing.sizes, strict=True)
-        allowed = [removable(group, size, self.limits, target.max_ratio) for group, size in sizes]
-        footprint = Footprint(standing.coupling, target.size, standing.removed, orders)
         whole = cost(original, infer(original) if original is not standing.coupling.graph else standing.coupling.shapes)
-        fit = Fit(
-            target,
-            Knapsack(curves, allowed, footprint),
-            whole,
-            lambda counts: self.take(standing, counts, data),
-            _price,
-            None if judged is None else lambda found: judged.lost(_cut(self.compensated(found, data))),
-            "" if judged is None else judged.measure,
-        )
-        found, met = fit.find()
-        return self.compensated(found, data), met
+        price: Callable[[Standing], Cost | None] = _price
+        if target.size == SPEED:
+            footprint: Footprint
+            footprint, time = self._pacer.pace(standing, orders, original)
+            whole = replace(whole, latency=time)
+            price = partial(self._timed, original, time, False)
+        elif self.limits.round_to == AUTO and target.size == "macs":  # of work, that which takes longest is worth most
+            footprint = self._pacer.pace(standing, orders, original, unit=whole.macs)[0]
+            price = partial(self._timed, original, whole.macs, True) if target.kind == "macs" else _price
+        else:
+            footprint = Footprint(standing.coupling, target.size, standing.removed, orders)
+        met: list[Met] = []
+
+        def cut(rungs: Rungs | None) -> Standing:
+            limits = replace(self.limits, rungs=rungs)
+            sizes = zip(groups, standing.sizes, strict=True)
+            fit = Fit(
+                target,
+                Knapsack(curves, [removable(group, size, limits, target.max_ratio) for group, size in sizes], footprint),
+                whole,
+                lambda counts: self.take(standing, counts, data),
+                price,
+                None if judged is None else lambda found: judged.lost(_cut(self.compensated(found, data))),
+                "" if judged is None else judged.measure,
+                not isinstance(footprint, Pace),
+            )
+            found, how = fit.find()
+            met.append(how)
+            return found
+
+        if self.limits.round_to != AUTO:
+            float_only = self._pacer.rungs(standing, ("float",)) if target.size == SPEED and self.limits.round_to == 1 else None
+            return self.compensated(cut(float_only), data), met[-1]
+        found, self.speed = self._pacer.fastest(original, self._pacer.rungs(standing), cut)
+        return self.compensated(found, data), met[-1]
+
+    def _timed(self, original: Graph, whole: int, sized: bool, standing: Standing) -> Cost | None:
+        """What a cut model costs (if ``sized``), and at most of the original's time, measured, if that is on this machine."""
+        known = _price(standing) if sized else Cost(0, 0, 0)
+        if known is None or not self._pacer.here:
+            return known if sized else None
+        return replace(known, latency=round(whole * self._pacer.time(standing, original).high))
 
     def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
         """Let so many more channels of each group leave."""
@@ -244,14 +289,14 @@ class Sampler:
     def settings(self) -> dict[str, Any]:
         """Everything that decides what is chosen, as JSON data. An object's criterion goes by the name of its type."""
         name = _name(self._given)
-        limits = {k: v for k, v in asdict(self.limits).items() if k != "ratio"}
+        limits = {k: v for k, v in asdict(self.limits).items() if k not in ("ratio", "rungs")}
         target = {} if self.target is None else {"target": self.target.to_dict()}
         return {"criterion": name, "compensate": self.compensate, **limits, **target, **asdict(self._options)}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how channels were chosen."""
-        return () if self._whole is None else self._whole.notes
+        return (*self._pacer.notes, *(() if self._whole is None else self._whole.notes))
 
     def score_table(self) -> ScoreTable:
         """The scores by which channels were chosen, those of the criterion first, of the model as it was at first.

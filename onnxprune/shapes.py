@@ -88,6 +88,10 @@ class Shapes:
         """The concrete shape, or None where it is not known."""
         return self.shapes.get(name)
 
+    def numbers(self, name: str) -> float:
+        """How many numbers of a tensor come with each sample, by the first axis of the inputs."""
+        return math.prod(self.shapes.get(name, (0,))) / max((shape[0] for shape in self.inputs.values() if shape), default=1)
+
     def value(self, name: str) -> Array | None:
         """The value, or None where it is not known or too large to be followed."""
         return self.values.get(name)

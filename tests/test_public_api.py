@@ -24,7 +24,7 @@ def test_all_is_what_is_visible() -> None:
 def _submodules() -> set[str]:
     folder = Path(onnxprune.__file__).parent
     names = {p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()}
-    return names - {"compare", "family", "finetune", "quantize", "sparsify", "sweep"}
+    return names - {"compare", "family", "finetune", "profile", "quantize", "sparsify", "sweep"}
 
 
 def test_everything_public_is_documented() -> None:

@@ -379,9 +379,9 @@ def test_targets_are_read(text: str) -> None:
 
 
 SIZE = "give what is to be left, a share as in macs=0.5 or a number as in parameters=300k or bytes=2MB"
-KNOWN = "choose macs, parameters, bytes, accuracy-drop, agreement, as in macs=0.5"
+KNOWN = "choose macs, parameters, bytes, latency, accuracy-drop, agreement, as in macs=0.5"
 WRONG = {
-    "latency=0.5": (UsageError, f"target 'latency' does not exist; {KNOWN}"),
+    "energy=0.5": (UsageError, f"target 'energy' does not exist; {KNOWN}"),
     "0.5": (UsageError, f"target '0.5' does not exist; {KNOWN}"),
     "macs": (UsageError, f"target 'macs' lacks its amount; {SIZE}"),
     "macs=half": (UsageError, f"target 'macs=half' lacks its amount; {SIZE}"),
@@ -414,7 +414,7 @@ OPTIONS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "measured": (
         {"target": "agreement=0.9", "max_drop": 0.1},
-        "target agreement is measured already; give --max-drop with macs, parameters, bytes",
+        "target agreement is measured already; give --max-drop with macs, parameters, bytes, latency",
     ),
     "no data": (
         {"target": "agreement=0.9"},
@@ -479,7 +479,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert "can't be met" in failed.stderr
     assert run("prune", path, "-o", out, "--target", "macs=0.0001", "--best-effort").exit_code == 0
     assert out.exists()
-    assert run("prune", path, "-o", tmp_path / "no.onnx", "--target", "latency=0.5").exit_code == 2
+    assert run("prune", path, "-o", tmp_path / "no.onnx", "--target", "energy=0.5").exit_code == 2
 
 
 def test_families(tmp_path: Path, net: tuple[onnx.ModelProto, dict[str, np.ndarray]]) -> None:

@@ -11,6 +11,7 @@ from onnxprune.cli.shared import Data, Freeze, Json, Mixing, Model, app, check_w
 from onnxprune.compare import compare as compare_models
 from onnxprune.demo import run as run_demo
 from onnxprune.operators import table
+from onnxprune.profile import profile as profile_model
 from onnxprune.pruner import inspect as inspect_model
 
 
@@ -56,6 +57,23 @@ def compare(
         if report is not None:
             result.save(report)
     print(result)
+
+
+@app.command()
+def profile(
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Where to write it.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="For the input of the whole model.")] = 0,
+) -> None:
+    """Measure on this machine at which widths a model's layers get faster, for prune --profile, here or elsewhere."""
+    with working() as progress:
+        check_written(model, output)
+        found = profile_model(model, seed=seed, progress=progress)
+        if output is not None:
+            found.save(output)
+    print(found)
 
 
 @app.command()

@@ -45,7 +45,7 @@ def prune(
         str | None,
         typer.Option(
             metavar="KIND=AMOUNT",
-            help="Instead of a ratio: macs=0.5, parameters=300k, bytes=2MB, accuracy-drop=0.01 or agreement=0.98.",
+            help="Instead of a ratio: macs=0.5, parameters=300k, bytes=2MB, latency=5ms, accuracy-drop=0.01 or agreement=0.98.",
             show_default=False,
         ),
     ] = None,
@@ -81,7 +81,13 @@ def prune(
     freeze: Freeze = None,
     mixing: Mixing = False,
     min_channels: Annotated[int, typer.Option(metavar="K", help="What every group keeps at least.")] = 1,
-    round_to: Annotated[int, typer.Option(metavar="K", help="Round kept channels up to a multiple of K.")] = 1,
+    round_to: Annotated[
+        str, typer.Option(metavar="K|auto", help="Round kept channels up to a multiple of K, or to where the model gets faster.")
+    ] = "1",
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Device to be fast on, of onnxprune profile; this one.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="For everything random.")] = 0,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Replay a saved plan.", show_default=False)] = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan as JSON.", show_default=False)] = None,
@@ -140,7 +146,8 @@ def prune(
     places = _places(analysis or [])
     common: dict[str, Any] = {
         "criterion": criterion, "data": data, "samples": samples, "max_drop": max_drop, "max_ratio": max_ratio,
-        "best_effort": best_effort, "min_channels": min_channels, "round_to": round_to, "freeze": tuple(freeze or ()),
+        "best_effort": best_effort, "min_channels": min_channels, "round_to": int(round_to) if round_to.isdecimal() else round_to,
+        "profile": profile, "freeze": tuple(freeze or ()),
         "mixing": mixing, "free": free, "compensate": compensate, "seed": seed,
     }  # fmt: skip
     if targets:

@@ -20,7 +20,7 @@ from onnxprune.evaluate.budget import Budget, plan
 from onnxprune.evaluate.classifier import freed, without_maps
 from onnxprune.evaluate.fidelity import Judged
 from onnxprune.evaluate.gradient import Sparse, differentiated, find_gradient
-from onnxprune.evaluate.latency import Latency, in_turns, interleaved
+from onnxprune.evaluate.latency import Latency, Race, Speed, in_turns, interleaved, race
 from onnxprune.evaluate.robustness import Judge, Robustness, attacked, limits, robustness
 from onnxprune.evaluate.surrogate import check_surrogate, surrogate_scores
 from onnxprune.evaluate.verify import Verification, check_runs, verify
@@ -34,9 +34,11 @@ __all__ = [
     "Labels",
     "Latency",
     "NORMS",
+    "Race",
     "Robustness",
     "Scores",
     "Sparse",
+    "Speed",
     "Verification",
     "accuracy",
     "adversarial",
@@ -58,6 +60,7 @@ __all__ = [
     "measure",
     "plan",
     "predict",
+    "race",
     "relative_error",
     "robustness",
     "surrogate_scores",

@@ -28,12 +28,15 @@ CENTRED: tuple[Interval, ...] = ((-0.5, 0.5), (-1.0, 1.0), (-2.0, 2.2), (-128.0,
 FAR = 65536.0
 """A scale at which no bias counts any more."""
 
-CLEAR = 0.9
-"""How much smaller a measure must be than another to be believed."""
+CLEAR, BETTER = 0.9, 0.95
+"""By what factor a measure must be smaller than at another scale to tell the scale, and than without mean 0 to tell that."""
 
-BENDS = frozenset(
-    "Relu LeakyRelu PRelu Elu Celu Selu ThresholdedRelu Clip HardSigmoid HardSwish Sigmoid Tanh Softplus Mish Gelu Swish Erf".split()
-)
+# fmt: off
+BENDS = frozenset({
+    "Relu", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "ThresholdedRelu", "Clip", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh",
+    "Softplus", "Mish", "Gelu", "Swish", "Erf",
+})
+# fmt: on
 """Activation functions."""
 
 SAMPLES, WORK = 32, 20_000_000_000
@@ -54,8 +57,8 @@ def extent(coupling: Coupling) -> Interval:
     if layer is None or not layer.sees_pictures:
         return USUAL
     try:
-        scene = _Trial(coupling, layer)
-        return scene.by_statistics() if scene.normalised else scene.by_activity()
+        trial = _Trial(coupling, layer)
+        return trial.by_statistics() if trial.normalised else trial.by_activity()
     except ModelError:
         return USUAL
 
@@ -82,7 +85,8 @@ class _Trial:
         rank = len(self.shape)
         ranks = {name: len(shapes.get(name) or ()) for name in (*self.normalised, *bent)}
         self.axes = {n: 1 if r in (2, rank) or n in self.normalised else -1 for n, r in ranks.items() if r > 1}
-        self.read = [name for name in (self.normalised or bent) if name in self.axes and shapes.elem_types[name] == TensorProto.FLOAT]
+        floats = [n for n in (self.normalised or bent) if shapes.elem_types[n] == TensorProto.FLOAT]
+        self.read = list(dict.fromkeys(n for n in floats if n in self.axes))
         if not self.read:
             raise ModelError("the model has no activations to tell by")
         self.session = Session(tapped(graph.assemble(), self.read, only=True).ready())
@@ -96,7 +100,7 @@ class _Trial:
         bright = _first([(self._unevenness(i), i) for i in (USUAL, *BRIGHT)])
         centred = min((self._unevenness(i), i) for i in CENTRED)
         far = self._unevenness((-FAR / 2, FAR / 2))
-        return centred[1] if centred[0] < CLEAR * far and centred[0] < 0.95 * bright[0] else bright[1]
+        return centred[1] if centred[0] < CLEAR * far and centred[0] < BETTER * bright[0] else bright[1]
 
     def _divergence(self, interval: Interval) -> float:
         total = 0.0

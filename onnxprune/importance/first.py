@@ -6,20 +6,14 @@ import numpy as np
 
 from onnxprune.channels import Coupling
 from onnxprune.flow import Step, carried
-from onnxprune.importance.pictures import fields, leaves, smoothed
+from onnxprune.importance.pictures import pictures, smoothed
 from onnxprune.rules.notation import letters
 from onnxprune.shapes import Executor
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
-SLOPE = 2.0
-"""The power of the frequency that the amplitude of a signal in one dimension falls with."""
-
 SMOOTH = 1.5
-"""The same of changes of pictures."""
-
-LEVELS = (-1.5, 1.5)
-"""How much of a signal is low."""
+"""The power of the frequency that changes of pictures are divided by."""
 
 
 class FirstLayer:
@@ -73,13 +67,7 @@ class FirstLayer:
         """
         if self.convolves:
             samples, (channels, *shape) = runs * len(self.places), self.places.shape[1:]
-            if self.sees_pictures:
-                return self._placed(leaves(rng, samples, channels, shape), runs)
-            level = rng.uniform(*LEVELS, (samples, 1, 1))
-            field = (
-                fields(rng, samples, channels, shape, (SLOPE, SLOPE)) + 2 * fields(rng, samples, 1, shape, (SLOPE, SLOPE))
-            ) / 5**0.5
-            return self._placed(1 / (1 + np.exp(-4 * (field - level))), runs)
+            return self._placed(pictures(rng, samples, channels, shape), runs)
         if self.axis is None or self.weight.ndim != 2:
             return None
         side, axis = self.axis

@@ -74,7 +74,6 @@ def _by_magnitude(scene: Scene, number: int) -> Eliminated:
 def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
     """Each group with what reads its channels, after that has seen the inputs."""
     layers = linear_layers(scene.coupling)
-    chunks = scene.chunks(SAMPLES)
     waiting = list(range(len(scene.coupling.groups)))
     while waiting:
         there: dict[int, list[Reader]] = {}
@@ -90,8 +89,9 @@ def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
             model = tapped(scene.graph.assemble(), names, only=True)
             with_states(model.proto, layers)
             session = Session(model.ready(), threads=2)
-            for turn, feeds in enumerate(chunks):
+            for turn, feeds in enumerate(scene.chunks(SAMPLES, names)):
                 seen = dict(zip(names, session.run(feeds, names), strict=True))
                 for reader in (reader for readers in there.values() for reader in readers):
                     reader.add([np.asarray(seen[name]) for name in reader.tensors], turn)
+                seen.clear()
         yield from there.items()

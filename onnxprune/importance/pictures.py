@@ -32,29 +32,46 @@ COMMON, OWN = 0.9, 0.3
 SLOPES = (0.8, 1.6)
 """The power of the frequency that a texture's amplitude falls with."""
 
+SLOPE, LEVELS, STEEP = 2.0, (-1.5, 1.5), 4.0
+"""The same power for signals and for pictures in one channel, which may be dark or bright for the most part: how much of them,
+in standard deviations, and how steep the way between is."""
+
 MEAN, SPREAD = 0.47, 0.2
-"""Of what comes out, over the range from dark to bright: those of photographs (ImageNet, CIFAR-10)."""
+"""Of pictures in colour, over the range from dark to bright: about those of photographs (ImageNet, CIFAR-10: 0.47, 0.25); there
+are more edges in leaves, and a little less contrast makes up for it."""
 
 
 NORMS: tuple[Callable[[Sequence[Array]], Array], ...] = (
-    lambda places: np.sqrt(sum(p * p for p in places)),
+    lambda places: np.sqrt(reduce(np.add, [p * p for p in places])),
     lambda places: reduce(np.maximum, [np.abs(p) for p in places]),
-    lambda places: sum(np.abs(p) for p in places),
+    lambda places: reduce(np.add, [np.abs(p) for p in places]),
 )
 """The distances from its middle that make a leaf a ball, a box or an octahedron."""
 
 
-def leaves(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
-    """Pictures of any number of dimensions: balls, boxes and octahedra, each in front of those before it.
+def pictures(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
+    """What a convolution may read: photographs, of which leaves have the edges and colours; fields with large dark and bright
+    regions in place of drawings and scans in one channel, and of signals in one dimension.
 
     Returns:
         float32 (samples, channels, *shape), 0 is dark and 1 is bright.
     """
+    if channels > 1 and len(shape) > 1:
+        return np.asarray(np.clip(MEAN + SPREAD * leaves(rng, samples, channels, shape), 0, 1), np.float32)
+    found = fields(rng, samples, channels, shape, (SLOPE, SLOPE), own=0.5)
+    level = rng.uniform(*LEVELS, (samples, *[1] * (1 + len(shape))))
+    return np.asarray(1 / (1 + np.exp(STEEP * (level - found))), np.float32)
+
+
+def leaves(rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int]) -> Array:
+    """Dead leaves in any number of dimensions: balls, boxes and octahedra, each in front of those before it.
+
+    Returns:
+        float32 (samples, channels, *shape) of mean 0 and standard deviation 1 in all.
+    """
     found = np.stack([_picture(rng, channels, tuple(shape)) for _ in range(samples)])
-    texture = COMMON * fields(rng, samples, 1, shape) + OWN * fields(rng, samples, channels, shape)
-    found += TEXTURE * texture
-    found = MEAN + SPREAD * (found - found.mean()) / (found.std() + 1e-9)
-    return np.asarray(np.clip(found, 0, 1), np.float32)
+    found += TEXTURE * COMMON * fields(rng, samples, channels, shape, own=OWN / COMMON)
+    return np.asarray((found - found.mean()) / (found.std() + 1e-9), np.float32)
 
 
 def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) -> Array:
@@ -70,11 +87,12 @@ def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) ->
         rotation = _rotation(rng, dimensions)
         turned = stretch * rotation
         reach = (radius + 1) * np.sqrt(dimensions * np.sum(np.square(rotation / stretch), axis=0))
-        low, high = np.floor(np.maximum(centre - reach, 0)).astype(int), np.ceil(np.minimum(centre + reach + 1, shape)).astype(int)
+        low = np.floor(np.maximum(centre - reach, 0)).astype(int)
+        high = np.ceil(np.minimum(centre + reach + 1, shape)).astype(int)
         window = (slice(None), *map(slice, low, high))
         grid = np.ogrid[tuple(map(slice, low, high))]
         axes = [(line - c).astype(np.float32) for line, c in zip(grid, centre, strict=True)]
-        places = [sum(np.float32(k) * axis for k, axis in zip(row, axes, strict=True)) for row in turned]
+        places = [reduce(np.add, [np.float32(k) * a for k, a in zip(row, axes, strict=True)]) for row in turned]
         distance = NORMS[rng.integers(len(NORMS))](places)
         inside = np.clip(radius - distance + 0.5, 0, 1)
         colour, change = _colour(rng, channels), SHADING * _colour(rng, channels)
@@ -84,15 +102,25 @@ def _picture(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) ->
 
 
 def fields(
-    rng: np.random.Generator, samples: int, channels: int, shape: Sequence[int], slopes: tuple[float, float] = SLOPES
+    rng: np.random.Generator,
+    samples: int,
+    channels: int,
+    shape: Sequence[int],
+    slopes: tuple[float, float] = SLOPES,
+    *,
+    own: float,
 ) -> Array:
-    """Random fields of mean 0 and standard deviation 1 whose amplitude falls with a power of the frequency, one per sample.
+    """Random fields of mean 0 and standard deviation 1 whose amplitude falls with a power of the frequency, drawn for each.
+
+    Args:
+        own: how much of a field is each channel's own, over what they share.
 
     Returns:
         float32 (samples, channels, *shape).
     """
     slope = rng.uniform(*slopes, (samples, *[1] * (1 + len(shape))))
-    found = smoothed(rng.standard_normal((samples, channels, *shape)), slope)
+    drawn = own * rng.standard_normal((samples, channels, *shape)) + rng.standard_normal((samples, 1, *shape))
+    found = smoothed(drawn, slope)
     axes = tuple(range(2, found.ndim))
     return np.asarray((found - found.mean(axes, keepdims=True)) / (found.std(axes, keepdims=True) + 1e-9), np.float32)
 

@@ -89,4 +89,5 @@ class Pull:
         return [np.concatenate(found) for found in zip(*parts, strict=True)]
 
     def _shifted(self, name: str, values: Array, by: Array) -> Array:
-        return self.pictures[name].shifted(values.reshape(-1, self.pictures[name].size), by).reshape(values.shape).astype(values.dtype)
+        layer = self.pictures[name]
+        return layer.shifted(values.reshape(-1, layer.size), by).reshape(values.shape).astype(values.dtype)

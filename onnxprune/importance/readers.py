@@ -66,8 +66,8 @@ class LayerReader:
             return None
         places = layer.places(np.concatenate(found, axis=1))
         if layer.columns <= WIDEST:
-            return cls(scene, layer, tail_of(scene.graph, layer), places, np.arange(layer.columns)[:, None])
-        return cls(scene, layer, tail_of(scene.graph, layer), np.arange(len(places))[:, None], places)
+            return cls(scene, layer, tail_of(scene.coupling, layer), places, np.arange(layer.columns)[:, None])
+        return cls(scene, layer, tail_of(scene.coupling, layer), np.arange(len(places))[:, None], places)
 
     @property
     def tensors(self) -> tuple[str, ...]:

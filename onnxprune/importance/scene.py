@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.allocation import Scores
 from onnxprune.bounds import Bounds, Effects, Interval
 from onnxprune.channels import ChannelGroup, Coupling
-from onnxprune.data import Dataset, rechunked
+from onnxprune.data import BATCH, LIVE, Dataset, rechunked
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.flow import Site, Step
 from onnxprune.importance.calibration import Calibration
@@ -114,13 +114,14 @@ class Scene:
     @cached_property
     def feeds(self) -> list[Feeds]:
         """Synthetic inputs, made from the model as it was at first."""
-        return list(synthetic(self.coupling, self.interval)) if self._origin is self else self._origin.feeds
+        return list(synthetic(self.coupling, self._given)) if self._origin is self else self._origin.feeds
 
-    def chunks(self, most: int) -> list[Feeds]:
-        """The user's inputs, evenly chosen where there are more than ``most``, or synthetic ones; some at a time."""
+    def chunks(self, most: int, seen: Collection[str] = ()) -> list[Feeds]:
+        """At most so many of the user's inputs, or synthetic ones, so few at a time that the tensors ``seen`` have room."""
+        size = int(min(BATCH, max(1, LIVE // (4 * sum(map(self.coupling.shapes.numbers, seen)) + 1))))
         if self.data is not None:
-            return self.data.chunks(self.graph.inputs, most)
-        return list(rechunked(self._origin._plenty, self.graph.inputs, most))
+            return self.data.chunks(self.graph.inputs, most, size)
+        return list(rechunked(self._origin._plenty, self.graph.inputs, most, size))
 
     @cached_property
     def _plenty(self) -> list[Feeds]:

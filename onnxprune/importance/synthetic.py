@@ -29,14 +29,17 @@ the interval that is nearest to zero."""
 PULL, PICTURE_PULL = 0.1, 0.16
 """How far inputs are pulled at most, as a share of the same (root mean square)."""
 
-SAMPLES, BATCH = 2048, 256
+SAMPLES, BATCH = 2048, 64
 """Synthetic inputs at most, and how many at a time."""
 
 WORK = 2_000_000_000
-"""Multiply-accumulate operations that making them takes at most."""
+"""Multiply-accumulate operations that making them takes at most, where their number is not given."""
+
+PULLING = 1_200_000_000_000
+"""Those that pulling takes at most, where it is; the inputs that are left are not pulled."""
 
 PLENTY, PLENTY_WORK = 512, 1_000_000_000_000
-"""Inputs that statistics are made of, at most, and operations for making these."""
+"""Inputs that statistics are made of, at most, and operations for running the model on them once."""
 
 
 def synthetic(
@@ -44,11 +47,13 @@ def synthetic(
 ) -> Iterator[Feeds]:
     """Feeds for a model whose float inputs lie within ``interval``.
 
-    Integers are drawn from what the model looks up. Where the gradient is not known, or no class, inputs are not pulled.
+    Integers are drawn from what the model looks up. Where the model is no classifier, or its gradient not known, inputs are not
+    pulled, and where that takes too long only the first ones.
 
     Args:
         interval: by default what the weights tell of it (:func:`~onnxprune.importance.extent.extent`).
-        samples: how many; by default as many as there is time for in a second or so, but four at least.
+        samples: how many; by default as many as there is time for in a second or so, but four at least. These are not pulled if
+            they are pictures: then more of them tell more.
 
     Yields:
         arrays by input name, of several samples each where the model takes any number.
@@ -57,15 +62,16 @@ def synthetic(
     low, high = extent(coupling) if interval is None else interval
     sources = [_Source(coupling, port, (low, high)) for port in coupling.graph.inputs]
     pictures = {s.port.name: s.first for s in sources if s.first is not None and s.first.sees_pictures}
-    pull = Pull.of(coupling, pictures)
-    work = (1 if pull is None else 1 + 3 * STEPS) * max(1, sum(macs(step.call) for step in coupling.flow.steps))
-    wanted = int(np.clip(WORK // work, 4, SAMPLES)) if samples is None else samples
+    pull = None if pictures and samples is None else Pull.of(coupling, pictures)
+    once = max(1, sum(macs(step.call) for step in coupling.flow.steps))
+    pulling = 3 * STEPS * once
+    wanted = int(np.clip(WORK // (once if pull is None else once + pulling), 4, SAMPLES)) if samples is None else samples
     length = (high - low) * (PICTURE_PULL if pictures else PULL)
     lengths = {s.port.name: length for s in sources}
     each = max((source.shape[0] for source in sources if source.shape), default=1)
     for start in range(0, wanted, BATCH):
         drawn = {source.port.name: source.draw(rng, -(-min(BATCH, wanted - start) // each)) for source in sources}
-        if pull is not None:
+        if pull is not None and (samples is None or (start + BATCH) * pulling <= PULLING):
             joined = {s.port.name: drawn[s.port.name].reshape(-1, *s.shape[1:]) for s in sources}
             pulled = pull.pulled(joined, lengths, (low, high) if pictures else None, rng)
             drawn = {s.port.name: pulled[s.port.name].reshape(-1, *s.shape) for s in sources}
@@ -74,7 +80,7 @@ def synthetic(
 
 def plenty(coupling: Coupling) -> int:
     """How many inputs statistics are made of, in a minute or so."""
-    return int(np.clip(PLENTY_WORK // ((1 + 3 * STEPS) * max(1, sum(macs(s.call) for s in coupling.flow.steps))), 16, PLENTY))
+    return int(np.clip(PLENTY_WORK // max(1, sum(macs(s.call) for s in coupling.flow.steps)), 16, PLENTY))
 
 
 def _apart(sources: list[_Source], drawn: Feeds) -> Iterator[Feeds]:

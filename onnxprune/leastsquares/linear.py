@@ -130,6 +130,8 @@ class Product(Linear):
         if stored is None:
             return None
         shape, slot = call.shape(1), bias_slot(graph, sum_)
+        if slot is None and node.input(2):  # something is added that is no bias
+            return None
         bias = None if slot is None else graph.producers[slot[0].outputs[0]]
         target, factor, groups, taps, outputs = (node if bias is None else bias).outputs[0], 1.0, 1, 1, shape[-1]
         reads, inputs = sum_.summed[1][0], shape[sum_.summed[1][0]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -64,40 +65,46 @@ class Job:
 class Refit:
     """Fits the layers of a model of which the components ``removed`` have left.
 
-    ``feeds``: inputs, chunk by chunk. ``alphas``: penalties to choose from. ``notes``: what a user should know.
+    ``alphas``: penalties to choose from. ``notes``: what a user should know.
     """
 
     coupling: Coupling
     removed: BoolArray
-    feeds: Sequence[Feeds]
     alphas: Sequence[float] = ALPHAS
     notes: list[str] = field(default_factory=list)
 
-    def edits(self) -> list[PlanEdit]:
-        """The changes of weights.
+    @property
+    def largest(self) -> int:
+        """How many numbers the largest tensor has, for one sample, that is kept while layers are fitted."""
+        names = {n for job in self._jobs for n in (*job.layer.witnesses(job.tail.end), *job.layer.operands, job.tail.other) if n}
+        return max((int(self.coupling.shapes.numbers(name)) for name in names), default=1)
+
+    def edits(self, feeds: Sequence[Feeds]) -> list[PlanEdit]:
+        """The changes of weights, from inputs, chunk by chunk.
 
         Raises:
             ModelError: the model does not run on the inputs, or gives NaN or infinity.
         """
         graph = self.coupling.graph
-        jobs = self._jobs()
+        jobs = self._jobs
         if not jobs:
             return []
         pruned = mask(graph, make_plan(self.coupling, self.removed)).complete()
         original = with_states(graph.assemble().complete(), [job.layer for job in jobs])
-        whole = Walk(original, self.feeds, [name for job in jobs for name in job.layer.witnesses(job.tail.end)])
-        now = Walk(pruned, self.feeds, [name for job in jobs for name in (*job.layer.operands, job.tail.other) if name])
+        whole = Walk(original, feeds, [name for job in jobs for name in job.layer.witnesses(job.tail.end)])
+        now = Walk(pruned, feeds, [name for job in jobs for name in (*job.layer.operands, job.tail.other) if name])
         changes = Changes(self.coupling)
         scarce: list[str] = []
         for job in jobs:
             self._fit(job, whole, now, changes, scarce)
         if scarce:
             self.notes.append(
-                f"{sum(len(chunk[next(iter(chunk))]) for chunk in self.feeds)} samples are few for {len(scarce)} of {len(jobs)} "
+                f"{sum(len(chunk[next(iter(chunk))]) for chunk in feeds)} samples are few for {len(scarce)} of {len(jobs)} "
                 f"layers ({scarce[0]!r} first): these stay closer to their own weights; give more with --data"
             )
         return changes.edits()
 
+    @cached_property
     def _jobs(self) -> list[Job]:
         """The layers that read something else than they used to, in order."""
         graph, flow = self.coupling.graph, self.coupling.flow
@@ -122,19 +129,10 @@ class Refit:
 
     def _job(self, layer: Linear, last: Mapping[str, int], place: int) -> Job | None:
         read, made = layer.read(self.coupling, self.removed), layer.made(self.coupling, self.removed)
-        tail = tail_of(self.coupling.graph, layer)
-        if (
-            isinstance(layer, Product)
-            and tail.other
-            and not (tail.other in last and last[tail.other] < place and self._alike(tail))
-        ):
+        tail = tail_of(self.coupling, layer)
+        if isinstance(layer, Product) and tail.other and not (tail.other in last and last[tail.other] < place):
             tail = tail.without_other(layer.target)
         return Job(layer, tail, read, made) if read.any() and made.any() else None
-
-    def _alike(self, tail: Tail) -> bool:
-        """Whether what is added has the shape of what it is added to."""
-        shapes = self.coupling.shapes
-        return shapes.get(tail.other) is not None and shapes.get(tail.other) == shapes.get(tail.end)
 
     def _fit(self, job: Job, whole: Walk, now: Walk, changes: Changes, scarce: list[str]) -> None:
         """Fit one layer, and let the pruned model go on with it."""

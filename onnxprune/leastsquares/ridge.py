@@ -23,6 +23,9 @@ ROUNDS = 3
 STEPS = 256
 """Rounds of an elimination, at most: of more channels several leave at a time."""
 
+NEAR = 4
+"""So many times as many channels are looked at as leave at a time."""
+
 _BLOCK = 1 << 16
 _FLOOR = 1e-9
 
@@ -37,9 +40,9 @@ def gram(x: Array, y: Array | None = None) -> Array:
 def penalty(a: Array, alpha: float) -> Array:
     """The penalty of each column of a Gram matrix, float64 (columns,)."""
     powers = np.diag(a)
-    found = alpha * np.maximum(powers, 1e-12 * powers.max(initial=0.0))
-    found[-1:] = 0
-    return np.asarray(found + _FLOOR * max(float(powers.mean()), 1e-30))
+    shares = np.full(len(a), alpha + _FLOOR)
+    shares[-1:] = _FLOOR
+    return np.asarray(shares * np.maximum(powers, max(1e-12 * float(powers.max(initial=0.0)), 1e-30)))
 
 
 class Solver:
@@ -118,16 +121,25 @@ def eliminate(systems: Sequence[System], alpha: float) -> Eliminated:
     """
     states = [_State.of(system, alpha) for system in systems]
     size = len(systems[0].places)
+    together = max(1, size // STEPS)
     left, order, curve = np.arange(size), [], [0.0]
     while len(left):
         costs = np.sum([state.costs(left) for state in states], axis=0)
-        together = min(max(1, size // STEPS), len(left))
-        chosen = np.argsort(costs, kind="stable")[:together]
+        near = left[np.argsort(costs, kind="stable")[: 1 + NEAR * (together - 1)]]
+        parts, there = [state.part(near) for state in states], np.arange(len(near))
+        chosen: list[int] = []
+        while len(there) and len(chosen) < together:  # one by one: of two that are alike, the other is needed then
+            costs = np.sum([part.costs(there) for part in parts], axis=0)
+            best = int(np.argmin(costs))
+            chosen.append(int(near[there[best]]))
+            curve.append(curve[-1] + max(float(costs[best]), 0.0))
+            for part in parts:
+                part.remove(there[[best]])
+            there = np.delete(there, best)
         for state in states:
-            state.remove(left[chosen])
-        order += left[chosen].tolist()
-        curve += [*(curve[-1] + np.cumsum(np.maximum(costs[chosen], 0.0)))]
-        left = np.delete(left, chosen)
+            state.remove(np.array(chosen))
+        order += chosen
+        left = np.setdiff1d(left, chosen)
     return Eliminated(np.array(order, np.int64), np.array(curve))
 
 
@@ -142,6 +154,12 @@ class _State:
     def of(cls, system: System, alpha: float) -> _State:
         h = np.linalg.inv(system.a + np.diag(penalty(system.a, alpha)))
         return cls((h + h.T) / 2, h @ (system.a @ system.z), system.places, max(system.unit, 1e-30))
+
+    def part(self, channels: IntArray) -> _State:
+        """Some channels by themselves, numbered anew."""
+        at = self.places[channels]
+        flat = at.ravel()
+        return _State(self.h[np.ix_(flat, flat)], self.z[flat], np.arange(flat.size).reshape(at.shape), self.unit)
 
     def costs(self, channels: IntArray) -> Array:
         at = self.places[channels]

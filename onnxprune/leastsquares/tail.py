@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.channels import Coupling
 from onnxprune.graph import Graph
 from onnxprune.leastsquares.linear import Linear, Product
 from onnxprune.leastsquares.recurrent import Gates
@@ -41,8 +42,9 @@ class Tail:
         return Tail(name, np.ones_like(self.scale), np.zeros_like(self.shift))
 
 
-def tail_of(graph: Graph, layer: Linear) -> Tail:
+def tail_of(coupling: Coupling, layer: Linear) -> Tail:
     """What follows a layer."""
+    graph, shapes = coupling.graph, coupling.shapes
     size = layer.groups * layer.outputs
     if isinstance(layer, Gates):
         bound = SATURATED if layer.saturates else np.inf
@@ -58,7 +60,8 @@ def tail_of(graph: Graph, layer: Linear) -> Tail:
         node = _only_reader(graph, found.end)
     if node is not None and node.op == "Add" and len(set(node.inputs)) == 2:
         other = next(name for name in node.inputs if name != found.end)
-        if other not in graph.weights:
+        alike = shapes.get(other) is not None and shapes.get(other) == shapes.get(found.end)
+        if other not in graph.weights and alike:  # what is stretched to fit has fewer positions than what comes of it
             found = Tail(node.outputs[0], found.scale, found.shift, other)
     return _clipped(graph, found)
 

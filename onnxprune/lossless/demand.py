@@ -197,25 +197,26 @@ def bias_slot(graph: Graph, sum_: Sum) -> Slot | None:
     kept = {c for t in sum_.tokens.get(1, ()) for c in letters(t)} - sum_.lost
     if kept != set(letters(sum_.result[sum_.channels])):
         return None
+    size, rank = (sum_.call.outputs[0] or ())[sum_.channels], len(sum_.result)
     if sum_.rule.plus:
         index, scale = sum_.rule.plus[0], float(sum_.call.attribute("beta", 1.0))
         bias = node.input(index)
-        return (node, index, scale) if scale and (not bias or _is_float(graph, bias)) else None
+        return (node, index, scale) if scale and (not bias or _is_vector(graph, bias, size)) else None
     readers = graph.consumers.get(node.outputs[0], [])
     if len(readers) != 1 or readers[0].op != "Add" or node.outputs[0] in {p.name for p in graph.outputs}:
         return None
     index = 1 - readers[0].inputs.index(node.outputs[0])
     vector = readers[0].inputs[index]
-    size, rank = (sum_.call.outputs[0] or ())[sum_.channels], len(sum_.result)
-    if not _is_float(graph, vector):
-        return None
-    shape = graph.weights.shape(vector)
-    fits = (
-        len(shape) <= rank
-        and graph.weights.count(vector) == (shape[-1] if shape else 1)
-        and (not shape or shape[-1] in (1, size))
-    )
+    fits = _is_vector(graph, vector, size) and len(graph.weights.shape(vector)) <= rank
     return (readers[0], index, 1.0) if fits else None
+
+
+def _is_vector(graph: Graph, name: str, size: int) -> bool:
+    """Whether a stored float tensor is the same everywhere but along its last axis, which is the channels'."""
+    if not _is_float(graph, name):
+        return False
+    shape = graph.weights.shape(name)
+    return graph.weights.count(name) == (shape[-1] if shape else 1) and (not shape or shape[-1] in (1, size))
 
 
 def _is_float(graph: Graph, name: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.channels import ChannelGroup, Frozen
 from onnxprune.cost import Cost
-from onnxprune.evaluate import Verification
+from onnxprune.evaluate import Speed, Verification
 from onnxprune.files import JsonFile
 from onnxprune.lossless import KINDS, FreeRow
 from onnxprune.report.tape import Step, Tape
@@ -53,6 +53,7 @@ class Report(JsonFile):
     zeroed: bool = False
     notes: tuple[str, ...] = ()
     target: Met | None = None
+    speed: Speed | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data (schema ``onnxprune.report/1``)."""
@@ -76,6 +77,7 @@ class Report(JsonFile):
             "metrics": {side: dict(values) for side, values in self.metrics.items()},
             "steps": [step.to_dict() for step in self.steps],
             **({} if self.target is None else {"target": self.target.to_dict()}),
+            **({} if self.speed is None else {"speed": self.speed.to_dict()}),
             **({"stopped": self.stopped} if self.stopped else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"zeroed": True} if self.zeroed else {}),
@@ -127,7 +129,8 @@ class Report(JsonFile):
         parts = [self._costs(), self._groups(), self._free(), self._frozen()]
         if len(self.steps) > 1:
             parts.append(str(Tape({}, self.steps)))
-        parts += ["" if self.target is None else str(self.target), self.guarantee]
+        parts += ["" if said is None else str(said) for said in (self.target, self.speed)]
+        parts += [self.guarantee]
         parts += [self.stopped, *(f"note: {note}" for note in self.notes), self.proof]
         if self.elapsed:
             parts.append("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in self.elapsed.items()))
