@@ -6,6 +6,7 @@ which its own incoming weights are longer where the activation allows that (Kim 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -49,13 +50,12 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
     Raises:
         ModelError: the model gives NaN or infinity on them.
     """
-    most = room(whole)
-    chunks = whole.chunks(most)
+    alphas = [alpha for alpha in ALPHAS if whole.data is not None or alpha >= RIDGE_SYNTHETIC]
+    refit = Refit(whole.coupling, removed, alphas)
+    most = room(whole, refit.seen)
     if whole.data is not None and most < whole.data.samples:
         whole.tell(f"layers are fitted on {most} of {whole.data.samples} samples, which is what memory allows")
-    alphas = [alpha for alpha in ALPHAS if whole.data is not None or alpha >= RIDGE_SYNTHETIC]
-    refit = Refit(whole.coupling, removed, chunks, alphas)
-    edits = refit.edits()
+    edits = refit.edits(whole.chunks(most))
     for note in refit.notes:
         whole.tell(note)
     probe, leaves = Probe(whole, 2), np.flatnonzero(removed)
@@ -69,10 +69,9 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
     return edits
 
 
-def room(scene: Scene) -> int:
-    """How many samples are held in memory at the same time, in the original and in the pruned model."""
-    shapes = scene.coupling.shapes
-    largest = max((shapes.numbers(name) for name in shapes.shapes if name not in scene.weights), default=1)
+def room(scene: Scene, seen: Collection[str]) -> int:
+    """How many samples are held in memory at the same time, in the original and in the pruned model, by the largest tensor."""
+    largest = max((1.0, *map(scene.coupling.shapes.numbers, seen)))
     return int(np.clip(LIVE // (12 * largest), 8, SAMPLES))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -64,40 +65,45 @@ class Job:
 class Refit:
     """Fits the layers of a model of which the components ``removed`` have left.
 
-    ``feeds``: inputs, chunk by chunk. ``alphas``: penalties to choose from. ``notes``: what a user should know.
+    ``alphas``: penalties to choose from. ``notes``: what a user should know.
     """
 
     coupling: Coupling
     removed: BoolArray
-    feeds: Sequence[Feeds]
     alphas: Sequence[float] = ALPHAS
     notes: list[str] = field(default_factory=list)
 
-    def edits(self) -> list[PlanEdit]:
-        """The changes of weights.
+    @property
+    def seen(self) -> set[str]:
+        """The tensors that are held for all samples at the same time, one layer's after the other's."""
+        found = {name for job in self._jobs for name in (*job.layer.witnesses(job.tail.end), *job.layer.operands, job.tail.other)}
+        return found - {""}
+
+    def edits(self, feeds: Sequence[Feeds]) -> list[PlanEdit]:
+        """The changes of weights, for inputs that are given chunk by chunk.
 
         Raises:
             ModelError: the model does not run on the inputs, or gives NaN or infinity.
         """
-        graph = self.coupling.graph
-        jobs = self._jobs()
+        graph, jobs = self.coupling.graph, self._jobs
         if not jobs:
             return []
         pruned = mask(graph, make_plan(self.coupling, self.removed)).complete()
         original = with_states(graph.assemble().complete(), [job.layer for job in jobs])
-        whole = Walk(original, self.feeds, [name for job in jobs for name in job.layer.witnesses(job.tail.end)])
-        now = Walk(pruned, self.feeds, [name for job in jobs for name in (*job.layer.operands, job.tail.other) if name])
+        whole = Walk(original, feeds, [name for job in jobs for name in job.layer.witnesses(job.tail.end)])
+        now = Walk(pruned, feeds, [name for job in jobs for name in (*job.layer.operands, job.tail.other) if name])
         changes = Changes(self.coupling)
         scarce: list[str] = []
         for job in jobs:
             self._fit(job, whole, now, changes, scarce)
         if scarce:
             self.notes.append(
-                f"{sum(len(chunk[next(iter(chunk))]) for chunk in self.feeds)} samples are few for {len(scarce)} of {len(jobs)} "
+                f"{sum(len(chunk[next(iter(chunk))]) for chunk in feeds)} samples are few for {len(scarce)} of {len(jobs)} "
                 f"layers ({scarce[0]!r} first): these stay closer to their own weights; give more with --data"
             )
         return changes.edits()
 
+    @cached_property
     def _jobs(self) -> list[Job]:
         """The layers that read something else than they used to, in order."""
         graph, flow = self.coupling.graph, self.coupling.flow
