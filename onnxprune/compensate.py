@@ -20,8 +20,8 @@ from onnxprune.leastsquares import ALPHAS, Refit
 from onnxprune.plan import PlanEdit
 from onnxprune.weights import Array
 
-LIVE = 1 << 30
-"""Bytes of activations that are held in memory while layers are fitted."""
+LIVE = 1 << 32
+"""Bytes of activations that are kept while layers are fitted, in memory or on disk: three times the largest of all samples."""
 
 SAMPLES = 2048
 """Samples that layers are fitted on, at most."""

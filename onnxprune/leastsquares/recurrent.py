@@ -79,6 +79,12 @@ class Gates(Linear):
         one = np.ones((*found[0].shape[:2], 1), np.float32)
         yield np.concatenate([*found, one], axis=2, dtype=np.float32).reshape(-1, self.columns + 1)
 
+    @property
+    def saturates(self) -> bool:
+        """Whether all of its activations are sigmoids and hyperbolic tangents."""
+        given = {a.decode() if isinstance(a, bytes) else str(a) for a in self.call.attribute("activations", ())}
+        return {name.lower() for name in given} <= {"sigmoid", "tanh"}
+
     def _state(self, witnesses: Sequence[Array]) -> Array:
         """The state of the step before, as it is multiplied, (steps, samples, units)."""
         made = witnesses[1][:, self.direction]

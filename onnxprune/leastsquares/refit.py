@@ -238,7 +238,7 @@ def _by_columns(
     xs: Parts, ys: Parts, start: Array, alphas: Sequence[float], fit: Sequence[int], test: Sequence[int]
 ) -> Solve | None:
     """How to solve for any target, with the penalty that does best on the parts ``test``; None where the start does better."""
-    a, alpha = _sums(xs, xs, fit), alphas[len(alphas) // 2]
+    a, alpha = _sums(xs, xs, fit), alphas[(len(alphas) - 1) // 2]
     if test:
         b, a2, b2 = _sums(xs, ys, fit), _sums(xs, xs, test), _sums(xs, ys, test)
         power = float(sum(np.square(ys[k], dtype=np.float64).sum() for k in test))
@@ -254,7 +254,7 @@ def _by_rows(
     xs: Parts, ys: Parts, start: Array, alphas: Sequence[float], fit: Sequence[int], test: Sequence[int]
 ) -> Solve | None:
     """The same for more columns than rows."""
-    alpha = alphas[len(alphas) // 2]
+    alpha = alphas[(len(alphas) - 1) // 2]
     if test:
         x, y, x2, y2 = (np.concatenate([parts[k] for k in which]) for which in (fit, test) for parts in (xs, ys))
         matrices = [RowSolver(x, start, one).solve(y) for one in alphas]

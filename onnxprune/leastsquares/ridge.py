@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.labels import IntArray
 from onnxprune.weights import Array
 
-ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1)
+ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties that are tried on rows that are held out."""
 
 ROUNDS = 3

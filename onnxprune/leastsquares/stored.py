@@ -68,7 +68,7 @@ class Stored:
         """The axis of the stored tensor along which the channels of one of the operand's axes lie."""
         if self.numbers is None:
             return axis
-        owners = set(_owners(coupling, Site(self.name, axis)).tolist())
+        owners = set(_owners(coupling, Site(self.name, axis)).ravel().tolist())
         root = coupling.components.root
         sites = [Site(self.tensor, a) for a in range(len(coupling.graph.weights.shape(self.tensor)))]
         fits = (s.axis for s in sites if s in coupling.flow.sites and owners & set(root[coupling.labels(s)].tolist()))

@@ -9,8 +9,12 @@ import numpy as np
 from onnxprune.channels import Coupling
 from onnxprune.graph import Graph
 from onnxprune.leastsquares.linear import Linear, Product
+from onnxprune.leastsquares.recurrent import Gates
 from onnxprune.structure import Node
 from onnxprune.weights import Array
+
+SATURATED = 2.5
+"""Where sigmoid and tanh are flat enough: of larger sums it only matters that they are large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +46,10 @@ def tail_of(coupling: Coupling, layer: Linear) -> Tail:
     """What follows a layer."""
     graph, shapes = coupling.graph, coupling.shapes
     size = layer.groups * layer.outputs
-    if not isinstance(layer, Product):
-        return Tail("", np.ones(size), np.zeros(size))
+    if isinstance(layer, Gates):
+        bound = SATURATED if layer.saturates else np.inf
+        return Tail("", np.ones(size), np.zeros(size), low=-bound, high=bound)
+    assert isinstance(layer, Product), "there are no others"
     plain = Tail(layer.target, np.ones(size), np.zeros(size))
     node, found = _only_reader(graph, layer.target), plain
     if node is not None and node.op == "BatchNormalization" and layer.convolves:

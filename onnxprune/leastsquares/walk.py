@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from tempfile import TemporaryFile
 
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
@@ -13,6 +14,10 @@ from onnxprune.structure import bodies, captured, constant_tensor
 from onnxprune.weights import Array
 
 Feeds = Mapping[str, Array]
+
+
+MEMORY, PAGE = 1 << 29, 1 << 16
+"""Bytes of activations that are kept in memory, and of those that are not worth a file."""
 
 
 class Walk:
@@ -34,7 +39,7 @@ class Walk:
         self._waiting.update(wanted)
         self._done = [False] * len(self._nodes)
         self._there: dict[str, list[Array]] = {name: [chunk[name] for chunk in feeds] for name in feeds[0]}
-        self._chunks = len(feeds)
+        self._chunks, self._memory = len(feeds), 0
 
     def take(self, name: str) -> list[Array]:
         """A tensor, chunk by chunk. It must be among those that were wanted.
@@ -64,9 +69,19 @@ class Walk:
         for chunk in range(self._chunks):
             found = session.run({name: self._there[name][chunk] for name in inputs}, outputs)
             for column, values in zip(results, found, strict=True):
-                column.append(np.asarray(values))
+                column.append(self._kept(np.asarray(values)))
         self._there |= dict(zip(outputs, results, strict=True))
         self._use(name for at in chosen for name in self._reads[at])
+
+    def _kept(self, values: Array) -> Array:
+        """An array as it is, or in a file without a name if those that are there take much memory already."""
+        if self._memory + values.nbytes <= MEMORY or values.nbytes < PAGE:
+            self._memory += values.nbytes
+            return values
+        with TemporaryFile(prefix=".onnxprune-") as file:
+            found = np.memmap(file, values.dtype, "w+", shape=values.shape)
+        found[:] = values
+        return found
 
     def store(self, name: str, values: Array) -> None:
         """Change a stored tensor; what has been computed already stays as it is."""
@@ -112,7 +127,8 @@ class Walk:
         for name in names:
             self._waiting[name] -= 1
             if self._waiting[name] <= 0:
-                self._there.pop(name, None)
+                parts = self._there.pop(name, [])
+                self._memory -= sum(part.nbytes for part in parts if name in self._maker and not isinstance(part, np.memmap))
 
     def _part(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str], used: Collection[str]) -> ModelProto:
         """A model of some nodes."""
