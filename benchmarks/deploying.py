@@ -6,8 +6,9 @@ Every row is one run of the command line in a process of its own, whose CPU time
 the model that it wrote, judged on samples that it has not seen: accuracy and agreement with the original, or for detectors the
 smallest share of an output's variance that is kept. Calibration samples are 512 without labels: with seed 0 those that
 ``prepare.py`` takes, with others the same number drawn from the rest of its source. Where the source is small, they are made
-of what there is: sixteen crops of each of 32 photographs (SqueezeNet, the detectors), 250 pictures (VWW). Without data the seed
-is that of the synthetic inputs. ``l1``: the same cut by ``--criterion l1 --compensate none``.
+of what there is: eight crops of each of 32 photographs and 256 of VWW's pictures (SqueezeNet; half as many for the detectors),
+250 pictures (VWW). Without data the seed is that of the synthetic inputs. Beside them, with seed 0, the same cut by
+``--criterion l1 --compensate none``, and of dense layers by ``--criterion saliency --compensate merge``.
 
 FOLDER of ``--data`` holds ``models/``, ``raw/`` and ``prepare.py``; ``--nets`` what ``train_paoding.py`` made of ``mnist_wide``
 and ``mnist_mlp``; ``--out`` is for what is made. Rows that ``deploying.json`` beside this file has already are not measured
@@ -116,10 +117,10 @@ def characters(source: Source, seed: int) -> Split:
 
 
 def photographs(key: str, size: tuple[int, int], change: Callable[[np.ndarray], np.ndarray], crops: int, centred: int) -> Load:
-    """Crops of the photographs that prepare.py calibrates on, and the middle of all others.
+    """Crops of the photographs that prepare.py calibrates on and as many of VWW's pictures; the middle of all other photographs.
 
-    ``size``: height and width. ``change``: from RGB, float32 (height, width, 3) of 0 to 255. ``centred``: of the square of so
-    many pixels that each is brought to first; 0 for the whole picture.
+    ``crops``: of each. ``size``: height and width. ``change``: from RGB, float32 (height, width, 3) of 0 to 255. ``centred``: of
+    the square of so many pixels that each is brought to first; 0 for the whole picture.
     """
 
     def load(source: Source, seed: int) -> Split:
@@ -136,18 +137,20 @@ def photographs(key: str, size: tuple[int, int], change: Callable[[np.ndarray], 
             square = picture.resize((centred, centred), Image.Resampling.BILINEAR)
             return taken(square.crop((edge, edge, edge + size[1], edge + size[0])))
 
+        rng, small = np.random.default_rng(seed), source.plain("vww")[0]
+        seen = [taken(Image.fromarray(pixels)) for pixels in small[rng.permutation(len(small))[: 32 * crops]]]
         pictures = [Image.open(path).convert("RGB") for path in sorted((source.folder / "raw" / "imagenet").glob("*.JPEG"))]
-        rng, seen = np.random.default_rng(seed), []
         for picture in pictures[:32]:
-            for number in range(crops):
+            for _ in range(crops):
                 share = np.sqrt(rng.uniform(0.4, 1.0))
                 width, height = (share * edge for edge in picture.size)
                 left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
                 one = taken(picture, (left, top, left + width, top + height))
-                seen.append(middle(picture) if seed == number == 0 else one[:, :, ::-1] if rng.random() < 0.5 else one)
+                seen.append(one[:, :, ::-1] if rng.random() < 0.5 else one)
         unseen = np.stack([middle(picture) for picture in pictures[32:]])
         labels = source.prepare.imagenet_samples()[1] if key == "data" else None
-        return Split({key: np.ascontiguousarray(np.stack(seen))}, {key: unseen}, labels)
+        order = rng.permutation(len(seen))
+        return Split({key: np.ascontiguousarray(np.stack(seen)[order])}, {key: unseen}, labels)
 
     return load
 
@@ -191,9 +194,9 @@ def _macs(left: float) -> tuple[str, ...]:
     return "--target", f"macs={left}"
 
 
-SQUEEZENET = photographs("data", (227, 227), _bgr((104, 117, 123), (1, 1, 1)), 16, 256)
-NANODET = photographs("input.1", (416, 416), _bgr((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)), 8, 0)
-ULTRAFACE = photographs("input", (240, 320), lambda x: (x - 127) / 128, 8, 0)
+SQUEEZENET = photographs("data", (227, 227), _bgr((104, 117, 123), (1, 1, 1)), 8, 256)
+NANODET = photographs("input.1", (416, 416), _bgr((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)), 4, 0)
+ULTRAFACE = photographs("input", (240, 320), lambda x: (x - 127) / 128, 4, 0)
 UNITS = ("--ratio", "0.5")
 
 CASES: dict[str, Case] = {

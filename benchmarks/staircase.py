@@ -31,7 +31,6 @@ from onnxprune.shapes import infer
 HERE = Path(__file__).parent
 CUTS: dict[str, dict[str, Any]] = {
     "ratio 0.3": {"ratio": 0.3},
-    "ratio 0.5": {"ratio": 0.5},
     "macs=0.5": {"target": "macs=0.5"},
 }
 

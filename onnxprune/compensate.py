@@ -6,6 +6,7 @@ which its own incoming weights are longer where the activation allows that (Kim 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -51,9 +52,9 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
     """
     alphas = [alpha for alpha in ALPHAS if whole.data is not None or alpha >= RIDGE_SYNTHETIC]
     refit = Refit(whole.coupling, removed, alphas)
-    most = int(np.clip(LIVE // (12 * refit.largest), 8, SAMPLES))
+    most = room(whole, refit.seen)
     if whole.data is not None and most < whole.data.samples:
-        whole.tell(f"layers are fitted on {most} of {whole.data.samples} samples, for which there is room")
+        whole.tell(f"layers are fitted on {most} of {whole.data.samples} samples, which is what memory allows")
     edits = refit.edits(whole.chunks(most))
     for note in refit.notes:
         whole.tell(note)
@@ -66,6 +67,12 @@ def fitted(whole: Scene, removed: BoolArray) -> list[PlanEdit]:
         )
         return []
     return edits
+
+
+def room(scene: Scene, seen: Collection[str]) -> int:
+    """How many samples are held in memory at the same time, in the original and in the pruned model, by the largest tensor."""
+    largest = max((1.0, *map(scene.coupling.shapes.numbers, seen)))
+    return int(np.clip(LIVE // (12 * largest), 8, SAMPLES))
 
 
 def refitted(scene: Scene, whole: Scene, number: int) -> list[PlanEdit]:

@@ -22,7 +22,7 @@ CHECKS = 9
 _FINENESS = 256
 """Into how many parts of the original's cost such a search tells models apart."""
 
-_NEAR, _MUCH = 0.98, 0.85
+_NEAR, _MUCH = 0.98, 0.8
 """The share of a target that is near enough to it; and that to which it may fall for the sake of another cost."""
 
 _CORRECTIONS = 6
@@ -138,7 +138,8 @@ class Fit(Generic[S]):
             rank = (min(cost, floor), -max(held, limit), cost)
             if cost <= limit and (best is None or rank > best[2]):
                 best = made, cost, rank
-            if held == foreseen + offset or floor <= cost <= held <= limit:
+            least = floor <= cost <= min(limit, floor / _NEAR) and held > limit
+            if held == foreseen + offset or floor <= cost <= held <= limit or least:
                 break
             closer = max(held - foreseen, offset + 1)
             offset = closer if held > limit and cost > floor else cost - foreseen + limit - floor

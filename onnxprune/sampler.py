@@ -231,11 +231,12 @@ class Sampler:
         return self.compensated(found, data), met[-1]
 
     def _timed(self, original: Graph, whole: int, sized: bool, standing: Standing) -> Cost | None:
-        """What a cut model costs (if ``sized``), and at most of the original's time, measured, if that is on this machine."""
+        """What a cut model costs (if ``sized``), and how much of the original's time at most, if it is timed on this machine."""
         known = _price(standing) if sized else Cost(0, 0, 0)
         if known is None or not self._pacer.here:
             return known if sized else None
-        return replace(known, latency=round(whole * self._pacer.time(standing, original).high))
+        left = self._pacer.time(standing, original).high if standing.plan.cuts else 1.0
+        return replace(known, latency=round(whole * left))
 
     def take(self, standing: Standing, wanted: Sequence[int], data: Dataset | None = None) -> Standing:
         """Let so many more channels of each group leave."""

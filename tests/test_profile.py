@@ -20,6 +20,7 @@ from onnxprune import DeviceProfile, OptionError, ProfileError, TargetError, Usa
 from onnxprune.allocation import Limits, Rungs
 from onnxprune.channels import analyse
 from onnxprune.cli import app
+from onnxprune.cost import cost
 from onnxprune.evaluate import Race, Speed, race
 from onnxprune.graph import load
 from onnxprune.profile import Pace, pacer
@@ -29,6 +30,8 @@ from onnxprune.profile.layers import Kind, Layer, layers
 from onnxprune.profile.pace import _dropping, worth
 from onnxprune.profile.staircase import WIDEST, Grid, Staircase
 from onnxprune.shapes import infer
+from onnxprune.standing import Standing
+from onnxprune.surgery import apply
 from onnxprune.target import Target
 
 CONV = Kind("Conv", (3, 3), (1, 1), (1, 1))
@@ -277,11 +280,25 @@ def test_latency_targets_are_met_as_far_as_is_foreseen(share: float) -> None:
     assert all(n % 4 == 0 for n in kept(free))
 
 
-def test_time_follows_work() -> None:
-    """A device on which the third layer's inputs cost nothing: half of the work alone would be less than half of the time."""
+def test_macs_are_bought_by_time() -> None:
     result = onnxprune.prune(network(), target="macs=0.5", round_to="auto", profile=device())
     assert result.report.after.macs <= 0.5 * result.report.before.macs
     assert all(n % 16 == 0 for n in kept(result))
+
+
+@pytest.mark.parametrize(("power", "low", "high"), [(1.0, 0.35, 0.5), (0.3, 0.3, 0.5)])
+def test_time_follows_work(monkeypatch: pytest.MonkeyPatch, power: float, low: float, high: float) -> None:
+    """Where time falls as work does, half of it is left of both; where it falls slowly, work is not given up for it."""
+    before = onnxprune.inspect(network()).before.macs
+
+    def share(self: object, standing: Standing, original: object) -> Race:
+        graph = load(apply(standing.coupling, standing.removed).complete())
+        return said(float((cost(graph, infer(graph)).macs / before) ** power))
+
+    monkeypatch.setattr(pacer.Pacer, "time", share)
+    profile = on_this_machine(monkeypatch, Clock([0.5] * 9))
+    result = onnxprune.prune(network(), target="macs=0.5", round_to="auto", profile=profile)
+    assert low <= result.report.after.macs / before <= high
 
 
 def test_times_in_units() -> None:

@@ -8,13 +8,15 @@ import pytest
 from cases_control import branch
 from cases_net import Net
 from onnx import numpy_helper
-from test_leastsquares import LAYERS, RNG, finished, seen
+from test_linear import LAYERS, finished, seen
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import load
 from onnxprune.leastsquares import Walk
 from onnxprune.leastsquares.walk import ordered
 from onnxprune.runtime import Session
+
+RNG = np.random.default_rng
 
 
 def winding(g: Net) -> str:

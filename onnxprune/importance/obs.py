@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.allocation import Scores
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.importance.magnitude import l1
 from onnxprune.importance.measured import Measured
 from onnxprune.importance.probe import Cut, probed
@@ -37,13 +38,33 @@ class Obs(Measured):
     compensation = "least-squares"
 
     def measure(self, scene: Scene) -> list[Scores]:
-        """Float64 (channels,) for each group: how much the error grows when the channel's turn comes."""
+        """Float64 (channels,) for each group: how much the error grows when the channel's turn comes.
+
+        Raises:
+            UsageError: there are no data, and the model does not run on synthetic inputs.
+            ModelError: it gives NaN or infinity.
+        """
+        try:
+            return self._measured(scene)
+        except ModelError as error:
+            if scene.data is not None:
+                raise
+            raise UsageError(
+                f"criterion {self.name!r}: synthetic inputs do not suit the model; give --data FILE.npz (in Python data=)"
+            ) from error
+
+    def _measured(self, scene: Scene) -> list[Scores]:
         alpha = RIDGE_SYNTHETIC if scene.data is None else RIDGE
         found: list[Eliminated] = []
         cuts: list[Cut] = []
         for number, readers in _read(scene):
             group = scene.group(number)
             systems = [system for reader in readers for system in reader.systems()]
+            if not all(np.isfinite(system.unit) and np.isfinite(system.a).all() for system in systems):
+                raise ModelError(
+                    f"criterion {self.name!r}: there is NaN or infinity in or behind group {group.name!r} on the inputs; clean "
+                    "the data, or --freeze it"
+                )
             gone = eliminate(systems, alpha) if systems else _by_magnitude(scene, number)
             found.append(gone)
             half, changes = group.size // 2, Changes(scene.coupling)

@@ -74,19 +74,18 @@ class Refit:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def largest(self) -> int:
-        """How many numbers the largest tensor has, for one sample, that is kept while layers are fitted."""
-        names = {n for job in self._jobs for n in (*job.layer.witnesses(job.tail.end), *job.layer.operands, job.tail.other) if n}
-        return max((int(self.coupling.shapes.numbers(name)) for name in names), default=1)
+    def seen(self) -> set[str]:
+        """The tensors that are held for all samples at the same time, one layer's after the other's."""
+        found = {name for job in self._jobs for name in (*job.layer.witnesses(job.tail.end), *job.layer.operands, job.tail.other)}
+        return found - {""}
 
     def edits(self, feeds: Sequence[Feeds]) -> list[PlanEdit]:
-        """The changes of weights, from inputs, chunk by chunk.
+        """The changes of weights, for inputs that are given chunk by chunk.
 
         Raises:
             ModelError: the model does not run on the inputs, or gives NaN or infinity.
         """
-        graph = self.coupling.graph
-        jobs = self._jobs
+        graph, jobs = self.coupling.graph, self._jobs
         if not jobs:
             return []
         pruned = mask(graph, make_plan(self.coupling, self.removed)).complete()
