@@ -22,8 +22,9 @@ import json
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import onnx
 
 NETS = ("resnet20_cifar10", "resnet56_cifar10")
 TARGETS = (0.7, 0.5, 0.3)
+CRITERIA = ("l1", "l2", "l2, lamp", "fpgm", "taylor", "hessian", "random")
 HALVINGS = 7
 HESSIAN = 128
 """Images that the Hessian criterion sees, one by one."""
@@ -44,6 +46,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=NETS)
+    parser.add_argument("--targets", nargs="*", type=float, default=TARGETS)
+    parser.add_argument("--criteria", nargs="*", default=CRITERIA, help="of Torch-Pruning; onnxsim runs where all are asked for")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     prepare = runpy.run_path(str(given.data / "prepare.py"))
@@ -51,9 +55,11 @@ def main() -> None:
         _, x, labels, seen = prepare["MODELS"][name]()
         path = given.data / "models" / f"{name}.onnx"
         whole = macs(onnx.load(path))
-        for target in TARGETS:
+        for target in given.targets:
             found: list[dict[str, Any]] = []
-            for tool, settings, pruned in (*torch_pruning(path, target, seen), *onnxsim_pruning(path, target * whole)):
+            runs = [torch_pruning(path, target * whole, seen, given.criteria)]
+            runs += [onnxsim_pruning(path, target * whole)] if given.criteria == CRITERIA else []
+            for tool, settings, pruned in chain(*runs):
                 row: dict[str, Any] = {"tool": tool, "settings": settings}
                 if isinstance(pruned, str):
                     row["error"] = pruned
@@ -87,8 +93,8 @@ Judge = Callable[[np.ndarray], tuple[np.ndarray, int]]
 Found = Iterator[tuple[str, str, Judge | str]]
 
 
-def torch_pruning(path: Path, target: float, seen: np.ndarray) -> Found:
-    """Each criterion of Torch-Pruning, layers alike or together."""
+def torch_pruning(path: Path, limit: float, seen: np.ndarray, only: Collection[str]) -> Found:
+    """Some criteria of Torch-Pruning, layers alike or together."""
     import torch
     import torch_pruning as tp
 
@@ -105,13 +111,13 @@ def torch_pruning(path: Path, target: float, seen: np.ndarray) -> Found:
     }
     name = f"Torch-Pruning {tp.__version__}"
     for scope in ("all channels", "inside the blocks"):
-        for criterion, importance in importances.items():
+        for criterion, importance in ((name, make) for name, make in importances.items() if name in only):
             for together in (False, True):
                 settings = f"{criterion}, {'together' if together else 'layers alike'}, {scope}"
                 try:
                     start = _measured(path, inputs, importance(), criterion)
                     cut = partial(_torch_cut, start, inputs[:1], together, scope)
-                    best = _bisected(cut, target)
+                    best = _bisected(cut, limit)
                     yield name, settings, "no ratio reaches the target" if best is None else _judge_torch(best)
                 except Exception as error:  # a peer's failure is a result
                     yield name, settings, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
@@ -164,17 +170,33 @@ def _torch_cut(start: tuple[Any, Any], example: Any, together: bool, scope: str,
     import torch_pruning as tp
 
     net, importance = copy.deepcopy(start)
+    for old, new in zip(start[0].parameters(), net.parameters(), strict=True):
+        new.grad = None if old.grad is None else old.grad.clone()
     layers = {n: m for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)}
     dense = [m for m in layers.values() if isinstance(m, torch.nn.Linear)]
     inside = [m for n, m in layers.items() if "/conv1/" not in n or n.startswith("conv1")]
     ignored = dense if scope == "all channels" else inside
     pruner = tp.pruner.BasePruner(net, example, importance, global_pruning=together, pruning_ratio=ratio, ignored_layers=ignored)
-    whole, _ = tp.utils.count_ops_and_params(net, example)
     pruner.step()
+    return net, _torch_macs(net, example)
+
+
+def _torch_macs(net: Any, example: Any) -> int:
+    """Multiply-accumulate operations of a network's convolutions and dense layers on one sample."""
+    import torch
+
+    found: list[int] = []
+
+    def count(layer: Any, _: Any, out: Any) -> None:
+        found.append(int(layer.weight.numel() * np.prod(out.shape[2:])))
+
+    kinds = torch.nn.Conv2d | torch.nn.Linear
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, kinds)]
     with torch.no_grad():
         net(example)
-    left, _ = tp.utils.count_ops_and_params(net, example)
-    return net, left / whole
+    for hook in hooks:
+        hook.remove()
+    return sum(found)
 
 
 @cache
@@ -189,12 +211,10 @@ def _static(path: Path) -> onnx.ModelProto:
 def _judge_torch(net: Any) -> Judge:
     def judge(x: np.ndarray) -> tuple[np.ndarray, int]:
         import torch
-        import torch_pruning as tp
 
         with torch.no_grad():
             parts = [net(part).argmax(1).numpy() for part in torch.from_numpy(x).split(64)]
-            left, _ = tp.utils.count_ops_and_params(net, torch.from_numpy(x[:1]))
-        return np.concatenate(parts), int(left)
+        return np.concatenate(parts), _torch_macs(net, torch.from_numpy(x[:1]))
 
     return judge
 
@@ -237,7 +257,9 @@ def _judge_file(model: onnx.ModelProto) -> Judge:
 
 def _write(case: str, rows: list[dict[str, Any]]) -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-    found.setdefault("peers", {})[case] = rows
+    new = {(row["tool"], row["settings"]) for row in rows}
+    before = found.setdefault("peers", {}).get(case, [])
+    found["peers"][case] = [row for row in before if (row["tool"], row["settings"]) not in new] + rows
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
