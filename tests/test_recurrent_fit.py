@@ -29,7 +29,7 @@ from onnxprune.weights import Array
 STEPS, SAMPLES, WIDTH, UNITS = 6, 40, 5, 8
 
 
-# models ------------------------------------------------------------------------------------------
+# models ---
 def model(
     nodes: Sequence[onnx.NodeProto], inputs: dict[str, tuple[Any, ...]], outputs: Sequence[str], **stored: Array
 ) -> onnx.ModelProto:
@@ -122,7 +122,7 @@ def product(coupling: Coupling, layer: Linear, tensors: dict[str, Array]) -> tup
     return np.concatenate([x @ m for x, m in zip(rows, z, strict=True)], axis=1), layer.sums(witnesses, grid)
 
 
-# recurrent layers ------------------------------------------------------------------------------------------
+# recurrent layers ---
 def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
@@ -206,7 +206,7 @@ def test_obs_takes_a_unit_that_others_tell() -> None:
     assert not all(one <= {2, 5} for one in gone["l1"]), "their weights alone do not tell"
 
 
-# transposed convolutions ------------------------------------------------------------------------------------------
+# transposed convolutions ---
 TRANSPOSED = [
     {"strides": [2, 2]},
     {"strides": [2, 3], "pads": [1, 0, 2, 1], "output_padding": [1, 2]},
@@ -258,7 +258,7 @@ def test_a_transposed_convolution_takes_over(options: dict[str, Any]) -> None:
     assert plain > 1e-2
 
 
-# weights that are moved, or shared ------------------------------------------------------------------------------------------
+# weights that are moved, or shared ---
 def moved(kind: str) -> onnx.ModelProto:
     """x -> a dense layer -> another, whose weight is stored otherwise than it is read. Unit 5 of the first is unit 2."""
     rng = np.random.default_rng(2)
@@ -351,7 +351,7 @@ def test_a_plan_says_who_reads_what(tmp_path: Path) -> None:
     assert again.model == found.model
 
 
-# subgraphs ------------------------------------------------------------------------------------------
+# subgraphs ---
 def branches() -> onnx.ModelProto:
     """Two dense layers inside an If, where nothing can be seen from outside."""
     rng = np.random.default_rng(5)
