@@ -84,7 +84,11 @@ def test_round_to_counts_what_whole_groups_take_along() -> None:
         ({"ratio": float("nan")}, "ratio is nan; it is the fraction of channels to remove, 0 <= ratio < 1"),
         ({"ratio": 0.5, "scope": "local"}, "scope is 'local'; choose uniform, global or tod"),
         ({"ratio": 0.5, "min_channels": 0}, "min-channels is 0; every layer keeps at least 1 channel"),
-        ({"ratio": 0.5, "round_to": 0}, "round-to is 0; kept channels are rounded up to a multiple of it, at least 1"),
+        (
+            {"ratio": 0.5, "round_to": 0},
+            "round-to is 0; kept channels are rounded up to a multiple of it, at least 1, or with auto to where the model really "
+            "gets faster",
+        ),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], text: str) -> None:

@@ -85,11 +85,11 @@ def plenty(coupling: Coupling) -> int:
 
 def _apart(sources: list[_Source], drawn: Feeds) -> Iterator[Feeds]:
     """All that was drawn at once where the model takes any number of samples, else as many at a time as it takes."""
-    if any(source.dynamic for source in sources):
+    if any(source.dynamic for source in sources) and all(source.dynamic or not source.shape for source in sources):
         shapes = {s.port.name: (-1, *s.shape[1:]) if s.dynamic else None for s in sources}
         yield {n: np.asarray(v[0]) if (shape := shapes[n]) is None else v.reshape(shape) for n, v in drawn.items()}
     else:
-        yield from (dict(zip(drawn, run, strict=True)) for run in zip(*drawn.values(), strict=True))
+        yield from (dict(zip(drawn, map(np.asarray, run), strict=True)) for run in zip(*drawn.values(), strict=True))
 
 
 class _Source:

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.channels import Coupling
 from onnxprune.flow import Site
+from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray
 from onnxprune.leastsquares.linear import Linear
 from onnxprune.leastsquares.stored import Stored
@@ -55,10 +56,14 @@ class Changes:
         return True
 
     def edits(self) -> list[PlanEdit]:
-        """The changes as edits of the stored tensors."""
-        found = []
+        """The changes as edits of the stored tensors. The last of several readers takes over what they shared."""
+        found, graph = [], self._coupling.graph
+        left = {name: sum(node.inputs.count(name) for node in graph.consumers[name]) for name, _, _ in self._stored}
         for key, (stored, axis, values) in self._stored.items():
-            edit = PlanEdit(stored.tensor, axis, (), weights=values.astype("<f4").tobytes(), reader=key[1], place=key[2])
+            left[stored.tensor] -= 1
+            alone = not left[stored.tensor] and _may_be_replaced(graph, stored.tensor)
+            reader, place = ("", 0) if alone else key[1:]
+            edit = PlanEdit(stored.tensor, axis, (), weights=values.astype("<f4").tobytes(), reader=reader, place=place)
             adds = [(slot, add) for slot, (owner, add) in self._added.items() if owner == key]
             for (node, index), add in adds:
                 edit = replace(edit, node=node, input=index, add=tuple(add.tolist()))
@@ -78,3 +83,9 @@ class Changes:
 def _key(stored: Stored) -> _Key:
     """What tells apart tensors that are changed: of one that is shared, each reader's."""
     return (stored.tensor, "", 0) if stored.own else (stored.tensor, stored.reader, stored.place)
+
+
+def _may_be_replaced(graph: Graph, name: str) -> bool:
+    """Whether a stored tensor may change once no node reads it as it was."""
+    captured = any(name in node.captured for node in graph.consumers[name])
+    return not captured and name not in graph.uses and name not in {port.name for port in graph.outputs}
