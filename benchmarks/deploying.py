@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -340,7 +341,9 @@ def _read() -> list[dict[str, Any]]:
 def _write(row: dict[str, Any]) -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     key = ("case", "method", "seed")
-    found["rows"] = [r for r in found["rows"] if any(r[k] != row[k] for k in key)] + [row]
+    rows = [r for r in found["rows"] if any(r[k] != row[k] for k in key)] + [row]
+    places = {(name, method): place for place, (name, method) in enumerate(product(CASES, METHODS))}
+    found["rows"] = sorted(rows, key=lambda r: (places[r["case"], r["method"]], r["seed"]))
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 

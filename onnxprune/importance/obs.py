@@ -22,6 +22,11 @@ RIDGE, RIDGE_SYNTHETIC = 1e-3, 1e-2
 SAMPLES = 1024
 """Inputs that are looked at, at most."""
 
+STREAM = 1.5
+"""How often the error of channels counts that several layers make. What a layer inside a block gets wrong, the layers behind it
+partly make up for; what leaves the stream that they all write into is gone for all of them.
+"""
+
 MEMORY = 1 << 29
 """Bytes of Gram matrices that are filled in one pass over the inputs; of more, there are several."""
 
@@ -71,7 +76,8 @@ class Obs(Measured):
             for reader in readers:
                 reader.fit(gone.order[:half], alpha, changes)
             cuts.append(Cut(group.roots[gone.order[:half]], changes.edits(), float(gone.curve[half])))
-        return [_scores(one) * scale for one, scale in zip(found, probed(scene, cuts), strict=True)]
+        parts = enumerate(zip(found, probed(scene, cuts), strict=True))
+        return [_scores(one) * scale * (STREAM if len(scene.producers(n)) > 1 else 1.0) for n, (one, scale) in parts]
 
     def curve(self, scene: Scene, number: int) -> Scores:
         """The error once 0, 1, ..., all of a group's channels have left, float64 (channels + 1,)."""

@@ -48,9 +48,10 @@ class Scene:
         before: Scene | None = None,
         *,
         data: Dataset | None = None,
+        seed: int = 0,
     ) -> None:
         self.coupling, self.graph, self.data = coupling, coupling.graph, data
-        self.interval, self._given = interval or (0.0, 1.0), interval
+        self.interval, self._given, self._seed = interval or (0.0, 1.0), interval, seed
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
@@ -66,7 +67,7 @@ class Scene:
 
     def after(self, coupling: Coupling, removed: BoolArray, heirs: BoolArray) -> Scene:
         """The same model after more components have left, or weights have changed."""
-        return Scene(coupling, removed, self._given, heirs, self, data=self.data)
+        return Scene(coupling, removed, self._given, heirs, self, data=self.data, seed=self._seed)
 
     def calibration(self, criterion: str) -> Calibration:
         """The model as it was at first, on the data that a criterion needs.
@@ -126,7 +127,7 @@ class Scene:
     @cached_property
     def _plenty(self) -> list[Feeds]:
         """Synthetic inputs in the range that the user gives, or the weights tell."""
-        return list(synthetic(self.coupling, self._given, samples=plenty(self.coupling)))
+        return list(synthetic(self.coupling, self._given, samples=plenty(self.coupling), seed=self._seed))
 
     def group(self, number: int) -> ChannelGroup:
         """A group with the channels that are there."""
