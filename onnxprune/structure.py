@@ -48,6 +48,11 @@ class Node:
         """Whether the operator is ONNX's own."""
         return self.domain in STANDARD
 
+    @property
+    def result(self) -> str:
+        """Name of the first output that is not omitted."""
+        return next(filter(None, self.outputs), "")
+
     def input(self, index: int) -> str:
         """Name of the input at ``index``; empty where it is omitted."""
         return self.inputs[index] if index < len(self.inputs) else ""

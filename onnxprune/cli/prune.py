@@ -102,7 +102,7 @@ def prune(
     ] = "auto",
     interval: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="Of the model's inputs; the data's own, or 0 1.", show_default=False),
+        typer.Option(metavar="LOW HIGH", help="Of the model's inputs; the data's, or as the weights tell.", show_default=False),
     ] = None,
     compat: Annotated[
         str, typer.Option(metavar="NAME", help="paoding-1.0: choose pairs as that release does.", show_default=False)

@@ -49,7 +49,7 @@ class Changes:
                 if not np.isfinite((layer.bias(self._coupling.graph) + change).astype(old.dtype)).all():
                     return False
         if layer.slot is not None and np.abs(change).max(initial=0.0):
-            slot = layer.slot[0].outputs[0], layer.slot[1]
+            slot = layer.slot[0].result, layer.slot[1]
             owner, before = self._added.get(slot, (next(iter(new)), np.zeros(1)))
             self._added[slot] = owner, before + layer.added(change)
         self._stored |= new

@@ -144,7 +144,7 @@ def gates_of(coupling: Coupling, call: Call) -> list[Gates]:
 
     def part(direction: int, back: bool, letters: str, chosen: IntArray, *biases: IntArray, reset: Gates | None = None) -> Gates:
         read = tuple(weights[letter] for letter in letters)
-        sources = tuple({"x": node.inputs[0], "h": states(node)}[letter] for letter in letters)
+        sources = (*((node.inputs[0],) if "x" in letters else ()), *(filter(None, node.outputs) if "h" in letters else ()))
         inputs = sum(coupling.flow.tensors[one.name].shape[2] for one, _ in read)
         operands = (node.inputs[0],) if "x" in letters else ()
         return Gates(
@@ -175,7 +175,7 @@ def _is_usual(call: Call) -> bool:
 
 def states(node: Node) -> str:
     """The tensor of a recurrent layer's states at all steps; a name for it where it has none."""
-    return node.outputs[0] or f"{next(filter(None, node.outputs))}::states"
+    return node.outputs[0] or f"{node.result}::states"
 
 
 def with_states(model: ModelProto, layers: Sequence[Linear]) -> ModelProto:

@@ -169,7 +169,7 @@ class Refit:
                 now.read_own(stored.reader, stored.place, shown)
         if layer.slot is not None and np.abs(add).max(initial=0.0):
             node, index, _ = layer.slot
-            now.add(node.outputs[0], index, layer.added(add))
+            now.add(node.result, index, layer.added(add))
 
 
 class _Rows:

@@ -50,7 +50,7 @@ class Stored:
         if chain and (numbers is None or numbers.min(initial=1) < 1 or len(np.unique(numbers)) < numbers.size):
             return None
         own = tensor not in graph.uses and _reads_alone(graph, reader, tensor)
-        return cls(name, tensor, None if numbers is None else numbers - 1, reader.outputs[0], place, own)
+        return cls(name, tensor, None if numbers is None else numbers - 1, reader.result, place, own)
 
     def seen(self, values: Array) -> Array:
         """The operand for some values of the stored tensor."""

@@ -159,14 +159,14 @@ class _Editing:
     def _read_own(self, node: Node, index: int, values: Array, what: str) -> None:
         """Let a node read a tensor of its own. If the old one was shared under its name, another reader takes that over."""
         taken = self.readers.keys() | set(self.weights) | set(self.graph.producers)
-        hint = f"{node.outputs[0]}_{what}"
+        hint = f"{node.result}_{what}"
         name = next(n for n in (hint, *(f"{hint}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
         self._store(name, numpy_helper.from_array(values, name))
         self.new.append(name)
         self.readers[name] = 1
         inputs = [*node.inputs, *[""] * (index + 1 - len(node.inputs))]
         old, inputs[index] = inputs[index], name
-        self.nodes[self.writer[node.outputs[0]]] = replace(node, inputs=tuple(inputs))
+        self.nodes[self.writer[node.result]] = replace(node, inputs=tuple(inputs))
         self.readers[old] -= 1
         use = self.uses.pop(old, None)
         heir = next((n for n, other in self.uses.items() if other.tensor == old), None)
