@@ -4,11 +4,12 @@
 
 Every row is one run of the command line in a process of its own, whose CPU time, wall time and peak of memory are measured, and
 the model that it wrote, judged on samples that it has not seen: accuracy and agreement with the original, or for detectors the
-smallest share of an output's variance that is kept. Calibration samples are 512 without labels: with seed 0 those that
-``prepare.py`` takes, with others the same number drawn from the rest of its source. Where the source is small, they are made
-of what there is: eight crops of each of 32 photographs and 256 of VWW's pictures (SqueezeNet; half as many for the detectors),
-250 pictures (VWW). Without data the seed is that of the synthetic inputs. Beside them, with seed 0, the same cut by
-``--criterion l1 --compensate none``, and of dense layers by ``--criterion saliency --compensate merge``.
+smallest share of an output's variance that is kept (and of its variance between samples, place by place). Calibration samples
+are 512 without labels: with seed 0 those that ``prepare.py`` takes, with others the same number drawn from the rest of its
+source. Where the source is small, they are made of what there is: eight crops of each of 32 photographs and 256 of VWW's
+pictures (SqueezeNet; half as many for the detectors), 250 pictures (VWW). Without data the seed is that of the synthetic
+inputs. Beside them, with seed 0, the same cut by ``--criterion l1 --compensate none``, and of dense layers by ``--criterion
+saliency --compensate merge``.
 
 FOLDER of ``--data`` holds ``models/``, ``raw/`` and ``prepare.py``; ``--nets`` what ``train_paoding.py`` made of ``mnist_wide``
 and ``mnist_mlp``; ``--out`` is for what is made. Rows that ``deploying.json`` beside this file has already are not measured
@@ -304,8 +305,12 @@ def judged(model: Path, pruned: Path, split: Split) -> dict[str, Any]:
     """How good both are on samples that were not seen."""
     old, new = outputs(model, split.unseen), outputs(pruned, split.unseen)
     if split.labels is None:
-        kept = [1 - float(np.square(a - b).sum() / np.square(a - a.mean(axis=0)).sum()) for a, b in zip(old, new, strict=True)]
-        return {"after": round(min(kept), 4), "each": [round(k, 4) for k in kept]}
+        kept = [
+            [round(1 - float(np.square(a - b).sum() / np.square(a - a.mean(axis=axes)).sum()), 4) for axes in (None, 0)]
+            for a, b in zip(old, new, strict=True)
+        ]
+        every, each = ([pair[k] for pair in kept] for k in (0, 1))
+        return {"after": min(every), "outputs": every, "outputs, place by place": each}
     before, after = (values[0].argmax(axis=-1) for values in (old, new))
     found = {
         "before": float((before == split.labels).mean()),
