@@ -126,7 +126,7 @@ def _median(rows: list[dict[str, Any]], key: str) -> Any:
 
 
 def _points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+    return "" if value is None else f"{100 * value:.1f}" if value >= 0 else "below 0"
 
 
 def _sparsify(results: dict[str, Any]) -> str:
