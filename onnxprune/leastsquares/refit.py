@@ -35,8 +35,8 @@ Solve = Callable[[Parts], Array]
 POSITIONS = 256
 """Positions of each sample that a layer is fitted on, at most."""
 
-ROWS = 1 << 29
-"""Bytes of rows that a layer is fitted on, at most."""
+ROWS, COPIES = 1 << 29, 4
+"""Bytes of rows that a layer is fitted on, and of what they should give, at most; of the latter there are several versions."""
 
 WIDEST, FEWEST = 5000, 4096
 """Columns of a layer that is fitted by their Gram matrix, at most; a wider one is fitted on so many rows."""
@@ -179,7 +179,8 @@ class _Rows:
         layer = job.layer
         self.tail, self.layer = job.tail, layer
         samples = sum(map(layer.samples, witnesses))
-        room = ROWS / (4 * layer.groups * (layer.columns + 1)) if layer.columns < WIDEST else FEWEST
+        numbers = layer.groups * (layer.columns + 1 + COPIES * layer.outputs)
+        room = ROWS / (4 * numbers) if layer.columns < WIDEST else FEWEST
         most = min(POSITIONS, room / max(samples, 1))
         grids = [layer.grid(part, most, turn) for turn, part in enumerate(witnesses)]
         self.ends = [layer.sums(part, grid).astype(np.float32) for part, grid in zip(witnesses, grids, strict=True)]
