@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import chain, count
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.flow import Flow, Site, flow, matching
 from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, Components, Fill, IntArray, Reason
+from onnxprune.rules.linear import macs
 from onnxprune.shapes import Shapes, infer
 from onnxprune.weights import PARAMETERS, Array, Weights
 
@@ -115,6 +117,11 @@ class Coupling:
     components: Components
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[Frozen, ...]
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of one run, at the probe's sizes."""
+        return sum(macs(step.call) for step in self.flow.steps)
 
     def labels(self, site: Site) -> IntArray:
         """The labels of a weight axis."""

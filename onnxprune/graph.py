@@ -94,6 +94,12 @@ class Graph:
                     found.setdefault(name, []).append(node)
         return found
 
+    def only_reader(self, name: str) -> Node | None:
+        """The one node that reads a tensor, at one input; None where it is captured or an output, too."""
+        readers = self.consumers.get(name, [])
+        once = len(readers) == 1 and readers[0].inputs.count(name) == 1 and name not in readers[0].captured
+        return readers[0] if once and all(port.name != name for port in self.outputs) else None
+
     @property
     def inner_tensors(self) -> Iterator[tuple[Node, str, TensorProto]]:
         """The tensors stored inside subgraphs that are not looked into: the node, their name, themselves."""

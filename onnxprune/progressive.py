@@ -107,7 +107,7 @@ class Run:
                             else:
                                 standing = self.sampler.step(standing, share, self.data)
                     with self.clock("surgery"):
-                        pruned = apply(standing.coupling, standing.removed)
+                        pruned = standing.cut()
                     part = standing.share if isinstance(share, Target) else share
                     yield Stage(number, part, standing, self._prove(standing, pruned, free), free, met, self.sampler.speed)
                 return
@@ -119,7 +119,7 @@ class Run:
         """The model after a step that has been done before."""
         _, free = self._start()
         standing = self._planned(plan)
-        pruned = apply(standing.coupling, standing.removed)
+        pruned = standing.cut()
         return Stage(number, share, standing, self._prove(standing, pruned, free), free)
 
     def analyse(self, graph: Graph) -> Coupling:

@@ -24,12 +24,10 @@ from onnxprune.graph import Graph, load
 from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, Saved, Scene, ScoreTable, summed
 from onnxprune.importance import criterion as find_criterion
 from onnxprune.knapsack import Knapsack
-from onnxprune.lazy import AnyModel
 from onnxprune.plan import Plan
 from onnxprune.profile import DeviceProfile, Pace, Pacer
 from onnxprune.shapes import infer
 from onnxprune.standing import Analyse, Standing
-from onnxprune.surgery import apply
 from onnxprune.target import SPEED, Met, Target
 
 
@@ -216,7 +214,7 @@ class Sampler:
                 whole,
                 lambda counts: self.take(standing, counts, data),
                 price,
-                None if judged is None else lambda found: judged.lost(_cut(self.compensated(found, data))),
+                None if judged is None else lambda found: judged.lost(self.compensated(found, data).cut().ready()),
                 "" if judged is None else judged.measure,
                 not isinstance(footprint, Pace),
             )
@@ -367,13 +365,9 @@ def _name(given: str | Criterion) -> str:
     return given if isinstance(given, str) else type(given).__name__
 
 
-def _cut(standing: Standing) -> AnyModel:
-    return apply(standing.coupling, standing.removed).ready()
-
-
 def _price(standing: Standing) -> Cost | None:
     """What a model costs once it is cut; None where it is too large to be cut just for that."""
-    pruned = apply(standing.coupling, standing.removed) if standing.plan.cuts else standing.coupling.graph.assemble()
+    pruned = standing.cut() if standing.plan.cuts else standing.coupling.graph.assemble()
     if pruned.large:
         return None
     graph = load(pruned.complete())

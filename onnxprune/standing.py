@@ -12,7 +12,9 @@ from onnxprune.channels import Coupling, analyse
 from onnxprune.flow import Site
 from onnxprune.graph import Graph
 from onnxprune.labels import BoolArray, IntArray
+from onnxprune.lazy import LazyModel
 from onnxprune.plan import Plan, PlanEdit, make_plan
+from onnxprune.surgery import apply
 
 Analyse = Callable[[Graph], Coupling]
 
@@ -87,6 +89,14 @@ class Standing:
             if site in self.coupling.flow.sites:
                 marks[self.coupling.components.root[self.coupling.labels(site)]] = True
         return marks
+
+    def cut(self) -> LazyModel:
+        """The model without what has left.
+
+        Raises:
+            RepairError: a node hard-codes a size in a way that can't be corrected.
+        """
+        return apply(self.coupling, self.removed)
 
     def without(self, leaving: IntArray) -> Standing:
         """The same once more components have left."""

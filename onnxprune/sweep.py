@@ -31,7 +31,7 @@ from onnxprune.report.text import shorten
 from onnxprune.sampler import Sampler
 from onnxprune.shapes import infer
 from onnxprune.standing import Standing
-from onnxprune.surgery import RepairError, apply
+from onnxprune.surgery import RepairError
 
 SCHEMA = "onnxprune.sweep/1"
 MODES: Mapping[str, tuple[float, ...]] = {
@@ -303,7 +303,7 @@ class _Trial:
         key = standing.removed.tobytes()
         if key not in self._seen:
             gone = int(standing.removed[np.concatenate([*(g.roots for g in self.groups.values()), np.zeros(0, np.int64)])].sum())
-            made = apply(standing.coupling, standing.removed).complete() if gone else self.graph.assemble().complete()
+            made = standing.cut().complete() if gone else self.graph.assemble().complete()
             cut = load(made)
             outputs, size = predict(made, self.data, self.graph.inputs), cost(cut, infer(cut))
             labels, found = self.calibration.labels, find_scores(outputs)

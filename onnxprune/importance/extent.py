@@ -10,7 +10,6 @@ from onnx import TensorProto, helper
 from onnxprune.channels import Coupling
 from onnxprune.errors import ModelError
 from onnxprune.importance.first import FirstLayer
-from onnxprune.rules.linear import macs
 from onnxprune.runtime import Session, tapped
 from onnxprune.weights import FLOATS, Array
 
@@ -69,7 +68,7 @@ class _Trial:
     def __init__(self, coupling: Coupling, layer: FirstLayer) -> None:
         graph, shapes = coupling.graph, coupling.shapes
         port = graph.inputs[0]
-        work = max(1, sum(macs(step.call) for step in coupling.flow.steps))
+        work = max(1, coupling.macs)
         samples = int(np.clip(WORK // work // (len(CENTRED) + len(BRIGHT) + 2), 4, SAMPLES))
         self.name, self.shape = port.name, shapes.inputs[port.name]
         self.dtype = helper.tensor_dtype_to_np_dtype(port.elem_type)

@@ -11,7 +11,6 @@ from onnxprune.importance.scene import Scene
 from onnxprune.labels import IntArray
 from onnxprune.lossless import edited
 from onnxprune.plan import PlanEdit, make_plan
-from onnxprune.rules.linear import macs
 from onnxprune.runtime import Session, tapped
 from onnxprune.surgery import mask
 from onnxprune.weights import Array
@@ -49,7 +48,7 @@ class Probe:
 
     def __init__(self, scene: Scene, runs: int) -> None:
         self._scene = scene
-        work = sum(macs(step.call) for step in scene.coupling.flow.steps) * max(runs, 1)
+        work = scene.coupling.macs * max(runs, 1)
         count = int(np.clip(WORK // max(work, 1), 8, SAMPLES))
         self._feeds = scene.chunks(count)
         graph = scene.graph

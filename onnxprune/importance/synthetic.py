@@ -18,7 +18,6 @@ from onnxprune.channels import Coupling
 from onnxprune.importance.extent import extent
 from onnxprune.importance.first import FirstLayer
 from onnxprune.importance.pull import STEPS, Feeds, Interval, Pull
-from onnxprune.rules.linear import macs
 from onnxprune.structure import Port
 from onnxprune.weights import Array
 
@@ -63,7 +62,7 @@ def synthetic(
     sources = [_Source(coupling, port, (low, high)) for port in coupling.graph.inputs]
     pictures = {s.port.name: s.first for s in sources if s.first is not None and s.first.sees_pictures}
     pull = None if pictures and samples is None else Pull.of(coupling, pictures)
-    once = max(1, sum(macs(step.call) for step in coupling.flow.steps))
+    once = max(1, coupling.macs)
     pulling = 3 * STEPS * once
     wanted = int(np.clip(WORK // (once if pull is None else once + pulling), 4, SAMPLES)) if samples is None else samples
     length = (high - low) * (PICTURE_PULL if pictures else PULL)
@@ -80,7 +79,7 @@ def synthetic(
 
 def plenty(coupling: Coupling) -> int:
     """How many inputs statistics are made of, in a minute or so."""
-    return int(np.clip(PLENTY_WORK // max(1, sum(macs(s.call) for s in coupling.flow.steps)), 16, PLENTY))
+    return int(np.clip(PLENTY_WORK // max(1, coupling.macs), 16, PLENTY))
 
 
 def _apart(sources: list[_Source], drawn: Feeds) -> Iterator[Feeds]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from onnxprune.channels import Coupling
 from onnxprune.leastsquares.linear import Linear, Product
-from onnxprune.leastsquares.recurrent import GATES, gates_of
+from onnxprune.leastsquares.recurrent import gates_of
 from onnxprune.lossless import all_sums
+from onnxprune.rules.recurrent import GATES
 
 
 def linear_layers(coupling: Coupling) -> list[Linear]:

@@ -24,11 +24,9 @@ from onnxprune.labels import BoolArray, IntArray
 from onnxprune.leastsquares.linear import Grid, Linear, spaced
 from onnxprune.leastsquares.stored import Stored, left
 from onnxprune.rules import Call
+from onnxprune.rules.recurrent import GATES
 from onnxprune.structure import Node
 from onnxprune.weights import Array
-
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-"""Of each operator, the blocks of rows in its weights."""
 
 
 @dataclass(frozen=True, eq=False)

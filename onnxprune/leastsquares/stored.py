@@ -120,9 +120,8 @@ def _numbers(coupling: Coupling, tensor: str, chain: list[tuple[Node, int]]) -> 
 
 def _reads_alone(graph: Graph, node: Node, name: str) -> bool:
     """Whether a node is all that reads a tensor."""
-    readers = graph.consumers.get(name, [])
-    once = len(readers) == 1 and readers[0].index == node.index and node.inputs.count(name) == 1 and name not in node.captured
-    return once and name not in {port.name for port in graph.outputs}
+    found = graph.only_reader(name)
+    return found is not None and found.index == node.index
 
 
 def _step(coupling: Coupling, node: Node) -> Step | None:

@@ -67,9 +67,9 @@ def tail_of(coupling: Coupling, layer: Linear) -> Tail:
 
 
 def _only_reader(graph: Graph, name: str) -> Node | None:
-    readers = graph.consumers.get(name, [])
-    seen = any(port.name == name for port in graph.outputs)
-    return readers[0] if len(readers) == 1 and not seen and name in readers[0].inputs and readers[0].standard else None
+    """What alone reads a tensor, if it is an operator of ONNX's own."""
+    node = graph.only_reader(name)
+    return node if node is not None and node.standard else None
 
 
 def _normalised(graph: Graph, node: Node, size: int) -> tuple[Array, Array] | None:

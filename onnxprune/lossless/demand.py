@@ -224,6 +224,4 @@ def _is_float(graph: Graph, name: str) -> bool:
 
 
 def _is_read_once(graph: Graph, name: str) -> bool:
-    readers = graph.consumers.get(name, [])
-    once = len(readers) == 1 and readers[0].inputs.count(name) == 1 and name not in readers[0].captured
-    return once and _is_float(graph, name) and name not in graph.uses and name not in {p.name for p in graph.outputs}
+    return graph.only_reader(name) is not None and _is_float(graph, name) and name not in graph.uses

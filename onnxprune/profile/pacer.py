@@ -26,7 +26,6 @@ from onnxprune.quantize.integer import needs_reduced_range, to_integer
 from onnxprune.runtime import Session, random_feeds
 from onnxprune.shapes import infer
 from onnxprune.standing import Standing
-from onnxprune.surgery import apply
 
 INTEGER_LIMIT = 500_000_000
 """Bytes of a model that is not quantised just to see how fast that would be."""
@@ -99,7 +98,7 @@ class Pacer:
 
     def time(self, standing: Standing, original: Graph) -> Race:
         """How much longer a cut model runs than the original."""
-        return self._on(original).race(_cut(standing))
+        return self._on(original).race(standing.cut().ready())
 
     def fastest(self, original: Graph, rungs: Rungs, cut: Callable[[Rungs], Standing]) -> tuple[Standing, Speed | None]:
         """The cut that is not slower than the original, in float and in integers: the first of some, ever smaller, or none.
@@ -121,7 +120,7 @@ class Pacer:
                 if speed is None:
                     raise
                 raise TargetError(_ALL_SLOWER) from error
-            speed = track.speed(_cut(found), said) if found.plan.cuts else None
+            speed = track.speed(found.cut().ready(), said) if found.plan.cuts else None
             if speed is None or not speed.slower:
                 break
         if said and speed is None:
@@ -190,10 +189,6 @@ class _Track:
             return Session(made.model, optimise=True) if made.static + made.dynamic else None
         except ModelError:
             return None
-
-
-def _cut(standing: Standing) -> AnyModel:
-    return apply(standing.coupling, standing.removed).ready()
 
 
 def _tries(rungs: Rungs) -> Iterator[tuple[str, Rungs]]:

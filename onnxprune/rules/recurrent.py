@@ -6,7 +6,9 @@ from onnxprune.rules.notation import Call, Points, Signature, parse
 from onnxprune.rules.registry import Kept, Resize, add
 from onnxprune.shapes import Shape
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""Of each operator, the blocks of rows in its weights."""
+
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 _STATE = {"LSTM": (1, 2), "GRU": (1,), "RNN": (0,)}
 """Which of the activations a unit's state goes through; the others only open and close gates."""
@@ -28,7 +30,7 @@ def _quantised_lstm(call: Call) -> Signature:
 
 def _layer(call: Call, op: str, weights: str, recurrent: str) -> Signature:
     state, step, stacked = ("_ _ h", "_ _ i", "_ _ _ h")
-    gates = _GATES[op]
+    gates = GATES[op]
     operands = [step, weights, recurrent, "_ (!e h)", "_", state]
     if op == "LSTM":
         operands += [state, "_ (!p h)"]
