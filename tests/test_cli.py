@@ -147,7 +147,7 @@ def test_a_defect_gives_one_line(model: Path, tmp_path: Path, monkeypatch: pytes
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("somewhere\ndeep")
 
-    monkeypatch.setattr("onnxprune.progressive.apply", broken)
+    monkeypatch.setattr("onnxprune.standing.apply", broken)
     result = cli("prune", model, "-o", tmp_path / "o.onnx")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [

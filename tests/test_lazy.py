@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import onnxprune
-from onnxprune import files, lazy, progressive, proof, weights
+from onnxprune import files, lazy, proof, standing, weights
 from onnxprune.allocation import allocate
 from onnxprune.channels import analyse
 from onnxprune.cli import app
@@ -300,7 +300,7 @@ def test_a_wrong_cut_is_noticed(path: Path, tmp_path: Path, monkeypatch: pytest.
         stays[0] = np.roll(stays[0], 1)
         return LazyModel(pruned.proto, {**pruned.tensors, name: pruned.tensors[name].keep(stays)})
 
-    monkeypatch.setattr(progressive, "apply", sabotaged)
+    monkeypatch.setattr(standing, "apply", sabotaged)
     with pytest.raises(VerificationError, match="differs from the masked original"):
         onnxprune.prune(path, ratio=0.5, scratch=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]

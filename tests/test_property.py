@@ -121,6 +121,6 @@ def test_the_package_oracle_catches_a_wrong_cut(monkeypatch: pytest.MonkeyPatch)
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
         return LazyModel(pruned, {})
 
-    monkeypatch.setattr("onnxprune.progressive.apply", sabotaged)
+    monkeypatch.setattr("onnxprune.standing.apply", sabotaged)
     with pytest.raises(onnxprune.VerificationError, match="differs from the masked original"):
         onnxprune.prune(graphs.build(["plain", "activation"], "pool", 4), ratio=0.5)

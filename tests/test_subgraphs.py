@@ -572,7 +572,7 @@ def test_the_package_oracle_takes_the_other_branch(monkeypatch: pytest.MonkeyPat
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), tensor.name))
         return cut
 
-    monkeypatch.setattr("onnxprune.progressive.apply", sabotaged)
+    monkeypatch.setattr("onnxprune.standing.apply", sabotaged)
     with pytest.raises(onnxprune.VerificationError, match="differs from the masked original"):
         onnxprune.prune(BY_NAME["If-16"].net().model())
 
