@@ -23,7 +23,7 @@ from onnxprune.weights import Array
 LIVE = 1 << 32
 """Bytes of activations that are kept while layers are fitted, in memory or on disk: three times the largest of all samples."""
 
-SAMPLES = 2048
+SAMPLES = 4096
 """Samples that layers are fitted on, at most."""
 
 MODES = ("auto", "none", "merge", "least-squares")

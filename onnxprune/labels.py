@@ -307,3 +307,16 @@ def classes(table: IntArray) -> int:
 def compare_orders(a: Axis, b: Axis) -> bool:
     """Whether two axes carry exactly the same labels in the same order."""
     return len(a) == len(b) and all(np.array_equal(x.labels, y.labels) for x, y in zip(a, b, strict=True))
+
+
+def places_of(owners: IntArray, roots: IntArray) -> IntArray | None:
+    """Where on an axis each channel is, int (channels, places of each); None where some are nowhere, or in more places.
+
+    ``owners``: the component of each index of the axis; ``roots``: the channels' components.
+    """
+    order = np.argsort(owners, kind="stable")
+    first, last = (np.searchsorted(owners[order], roots, side) for side in ("left", "right"))
+    count = int(last[0] - first[0])
+    if not count or not (last - first == count).all():
+        return None
+    return np.asarray(order[first[:, None] + np.arange(count)])

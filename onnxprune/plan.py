@@ -72,6 +72,7 @@ class PlanEdit:
 
     ``weights``: all numbers of the tensor, little-endian float32 (in JSON base64), that take the place of its own. If ``reader``
     is not empty, only for input ``place`` of the node that writes the tensor ``reader``, which gets a tensor of its own.
+    ``exact``: with the other edits that are, they leave the model's outputs as they are (channels are turned).
     """
 
     tensor: str
@@ -86,11 +87,12 @@ class PlanEdit:
     weights: bytes = b""
     reader: str = ""
     place: int = 0
+    exact: bool = False
 
     @property
     def approximate(self) -> bool:
         """Whether it makes up for what leaves, rather than changing nothing."""
-        return bool(self.scales or self.weights)
+        return bool(self.scales or self.weights) and not self.exact
 
     @property
     def is_consistent(self) -> bool:
@@ -171,6 +173,7 @@ class Plan(JsonFile):
                     b64decode(e.get("weights", ""), validate=True),
                     str(e.get("reader", "")),
                     int(e.get("place", 0)),
+                    bool(e.get("exact", False)),
                 )
                 for e in data.get("edits", ())
             )

@@ -132,10 +132,11 @@ class Run:
         if self.plan is not None:
             return self._planned(self.plan), None
         if not self.free:
-            return self.sampler.start(self.graph, self.analyse), None
+            return self.sampler.start(self.graph, self.analyse, self.data), None
         with self.clock("free"):
             free = lossless.find(self.graph, self.analyse, self.sampler.limits.keeps)
-        return Standing.of(free.coupling, self.analyse, free.removed, free.edits), free
+        start = Standing.of(free.coupling, self.analyse, free.removed, free.edits)
+        return self.sampler.prepared(start, self.data), free
 
     def _planned(self, plan: Plan, start: Standing | None = None) -> Standing:
         """The model after all that a plan does, and before where ``start`` tells."""

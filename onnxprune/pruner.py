@@ -60,6 +60,7 @@ def prune(
     free: bool = False,
     zero: bool = False,
     compensate: str = "auto",
+    rotate: bool = True,
     interval: tuple[float, float] | None = None,
     compat: str = "",
     clusters: int | Table = None,
@@ -98,7 +99,7 @@ def prune(
         plan: replay this plan instead of choosing channels.
         free: first remove what can go without any change of the outputs; the share is taken of what is left.
         zero: write zeros into the channels that leave, instead of cutting them: the model keeps its shapes.
-        compensate, interval, compat, clusters: as in :class:`~onnxprune.Sampler`.
+        compensate, rotate, interval, compat, clusters: as in :class:`~onnxprune.Sampler`.
         step: fraction of the channels that leaves at a time, until ``ratio`` is reached.
         epsilons: sizes of the attack (FGSM) under which every step is measured.
         min_accuracy, min_robustness: stop before the first step whose accuracy, or robust accuracy at any epsilon, is lower.
@@ -128,6 +129,7 @@ def prune(
         profile=profile,
         ratios=ratios,
         compensate=compensate,
+        rotate=rotate,
         interval=interval,
         compat=compat,
         clusters=clusters,

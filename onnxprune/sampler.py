@@ -21,11 +21,12 @@ from onnxprune.files import Source
 from onnxprune.fit import Fit, removable
 from onnxprune.footprint import Footprint
 from onnxprune.graph import Graph, load
-from onnxprune.importance import Criterion, Curved, Nominator, Options, Pairs, Saved, Scene, ScoreTable, summed
+from onnxprune.importance import Criterion, Curved, Nominator, Obs, Options, Pairs, Saved, Scene, ScoreTable, summed
 from onnxprune.importance import criterion as find_criterion
 from onnxprune.knapsack import Knapsack
 from onnxprune.plan import Plan
 from onnxprune.profile import DeviceProfile, Pace, Pacer
+from onnxprune.rotation import rotated
 from onnxprune.shapes import infer
 from onnxprune.standing import Analyse, Standing
 from onnxprune.target import SPEED, Met, Target
@@ -49,6 +50,7 @@ class Sampler:
         compensate: ``"merge"``: a unit that stays takes over the weights that read one that leaves; ``"none"``; ``"auto"``:
             the first for criteria that choose pairs, the second for others.
         interval: of the model's inputs; by default that of the data they are measured on, or 0 to 1.
+        rotate: whether criterion obs may turn channels to principal axes first (:mod:`~onnxprune.rotation`).
         params, recursive, pool, compat, samples, analysis, seed: as in :class:`~onnxprune.importance.Options`.
         clusters: of the k-means criteria: one number for all groups, or numbers by pattern, or a JSON file of these.
 
@@ -81,6 +83,7 @@ class Sampler:
         clusters: int | Table = None,
         samples: int = 32,
         analysis: str | Mapping[str, str] = "own",
+        rotate: bool = True,
         seed: int = 0,
     ) -> None:
         if compensate not in MODES:
@@ -99,7 +102,9 @@ class Sampler:
         if profile is not None and round_to != AUTO and (self.target is None or self.target.kind != SPEED):
             raise UsageError("a profile is for --round-to auto and --target latency; give one of them, or no --profile")
         self._pacer = Pacer(profile, seed=seed)
+        self.rotate, self._turned = rotate, list[str]()
         self.speed: Speed | None = None
+        self._own: Scene | None = None
         self._whole: Scene | None = None
         self._refitted: tuple[Standing, Standing] | None = None
         self._interval = interval
@@ -142,14 +147,22 @@ class Sampler:
             OptionError: the ratio is outside its range.
         """
         graph = load(model)
-        standing = self.start(graph, lambda g: analyse(g, freeze=freeze))
+        standing = self.start(graph, lambda g: analyse(g, freeze=freeze), data)
         if self.target is not None and ratio is None:
             return self.reach(standing, self.target, graph, data)[0].plan
         return self.step(standing, self.limits.ratio if ratio is None else ratio, data).plan
 
-    def start(self, graph: Graph, analyse: Analyse) -> Standing:
+    def start(self, graph: Graph, analyse: Analyse, data: Dataset | None = None) -> Standing:
         """A model of which nothing has left."""
-        return Standing.of(analyse(graph), analyse)
+        return self.prepared(Standing.of(analyse(graph), analyse), data)
+
+    def prepared(self, standing: Standing, data: Dataset | None = None) -> Standing:
+        """A model before any choice, its channels turned where the criterion is of those that weigh them up anew."""
+        self._turned, self._own = [], None
+        self._own = self._look(standing, data)
+        if self.rotate and isinstance(self._criterion, Obs):
+            standing, self._turned = rotated(standing, self._own, lambda one: self._look(one, data))
+        return standing
 
     def step(self, standing: Standing, ratio: float, data: Dataset | None = None) -> Standing:
         """Let more channels leave until a share of those that there were at the start is gone.
@@ -275,9 +288,13 @@ class Sampler:
     def _scene(self, standing: Standing, data: Dataset | None) -> Scene:
         """The model as it is; what is known of it as it was at first is kept."""
         if self._whole is None or self._whole.coupling is not standing.base or self._whole.data is not data:
-            interval = self._options.interval if self._interval or data is not None else None
-            self._whole = Scene(standing.base, standing.gone, interval, data=data, seed=self._options.seed)
+            self._whole = self._look(Standing.of(standing.base, standing.analyse, standing.gone), data)
         return self._whole.after(standing.coupling, standing.removed, standing.heirs)
+
+    def _look(self, standing: Standing, data: Dataset | None) -> Scene:
+        """A model before any choice, as criteria see it."""
+        interval = self._options.interval if self._interval or data is not None else None
+        return Scene(standing.coupling, standing.removed, interval, data=data, seed=self._options.seed, like=self._own)
 
     @property
     def criterion(self) -> Criterion:
@@ -290,15 +307,20 @@ class Sampler:
         name = _name(self._given)
         limits = {k: v for k, v in asdict(self.limits).items() if k not in ("ratio", "rungs")}
         target = {} if self.target is None else {"target": self.target.to_dict()}
-        return {"criterion": name, "compensate": self.compensate, **limits, **target, **asdict(self._options)}
+        own = {"criterion": name, "compensate": self.compensate, "rotate": self.rotate}
+        return {**own, **limits, **target, **asdict(self._options)}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how channels were chosen."""
-        return (*self._pacer.notes, *(() if self._whole is None else self._whole.notes))
+        turned = f"channels of {len(self._turned)} of the groups are turned to principal axes first: {', '.join(self._turned)}"
+        notes = [turned] if self._turned else []
+        return (*notes, *self._pacer.notes, *(() if self._whole is None else self._whole.notes))
 
     def score_table(self) -> ScoreTable:
         """The scores by which channels were chosen, those of the criterion first, of the model as it was at first.
+
+        Where channels were turned, those of the model's own channels.
 
         Raises:
             UsageError: nothing has been chosen yet.
@@ -308,12 +330,12 @@ class Sampler:
         chosen = {_name(self._given): self._criterion}
         if self.limits.scope == "tod":
             chosen[_name(self._protecting)] = self._protection
-        known = named(self._whole.coupling.groups)
+        whole = self._own if self._turned and self._own is not None else self._whole
         scores = {
-            name: {group: self._rank(self._whole, n, self._whole.data, criterion) for n, group in enumerate(known)}
+            name: {group: self._rank(whole, n, whole.data, criterion) for n, group in enumerate(named(whole.coupling.groups))}
             for name, criterion in chosen.items()
         }
-        return ScoreTable(self._whole.graph.sha256, scores)
+        return ScoreTable(whole.graph.sha256, scores)
 
     @property
     def _first(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,7 +85,7 @@ class Standing:
     def _fitted(self) -> BoolArray:
         """The components that are read by weights that were fitted, and make up for all that has left."""
         marks = np.zeros(len(self.coupling.components.root), np.bool_)
-        for site in (Site(edit.tensor, edit.axis) for edit in self.edits if edit.weights):
+        for site in (Site(e.tensor, e.axis) for e in self.edits if e.weights and e.approximate):
             if site in self.coupling.flow.sites:
                 marks[self.coupling.components.root[self.coupling.labels(site)]] = True
         return marks
@@ -116,10 +116,18 @@ class Standing:
         kept = tuple(e for e in self.edits if not e.approximate or not (anew or (e.tensor, e.axis) in axes))
         added = edits if len(kept) == len(self.edits) else [*kept[self.fixed :], *edits]
         start = self.coupling if len(kept) == len(self.edits) else self.base
-        graph = lossless.edited(start.graph, added)
-        same = graph.nodes == self.coupling.graph.nodes
-        coupling = replace(self.coupling, graph=graph) if same else self.analyse(graph)
+        coupling = self._coupling(start, added)
         return replace(self, coupling=coupling, removed=self.removed_of(coupling), edits=(*kept, *edits))
+
+    def changed(self, edits: Sequence[PlanEdit]) -> Standing:
+        """A model before any choice once more of its weights have changed, in a way that changes none of its outputs."""
+        coupling = self._coupling(self.coupling, edits)
+        return Standing.of(coupling, self.analyse, self.removed_of(coupling), (*self.edits, *edits))
+
+    def _coupling(self, start: Coupling, edits: Iterable[PlanEdit]) -> Coupling:
+        """The coupled channels after some changes of the weights."""
+        graph = lossless.edited(start.graph, edits)
+        return replace(start, graph=graph) if graph.nodes == start.graph.nodes else self.analyse(graph)
 
     def removed_of(self, coupling: Coupling) -> BoolArray:
         """The components that have left, in an analysis of the model before or after weights were changed.

@@ -250,7 +250,7 @@ def sweep(
     sampler.look_at(dataset)
     run = Run(graph, sampler, freeze=freeze, mixing=mixing, data=dataset, seed=seed)
     while True:
-        standing = sampler.start(graph, run.analyse)
+        standing = sampler.start(graph, run.analyse, dataset)
         trial = _Trial(graph, sampler, standing, dataset, progress or (lambda stage: None))
         try:
             rows = tuple(trial.rows(mode, wanted))

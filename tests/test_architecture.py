@@ -14,8 +14,8 @@ LAYERS = [
     "errors", "weights", "masks", "lazy", "structure", "files", "intake", "assembly", "graph", "runtime", "shapes", "rules",
     "labels", "flow", "filters", "channels", "bounds", "cost", "footprint", "target", "data", "clock", "allocation",
     "knapsack", "fit", "plan", "surgery", "remove", "lossless", "leastsquares", "gradient", "evaluate", "importance",
-    "compensate", "standing", "report", "quantize", "profile", "sampler", "evaluation", "evaluator", "proof", "progressive",
-    "recorder", "sweep",
+    "compensate", "standing", "rotation", "report", "quantize", "profile", "sampler", "evaluation", "evaluator", "proof",
+    "progressive", "recorder", "sweep",
     "result", "pruner", "family", "finetune", "sparsify", "compare", "demo", "operators", "__init__", "cli", "__main__",
 ]
 # fmt: on

@@ -100,6 +100,9 @@ def prune(
         str,
         typer.Option(metavar="MODE", help=f"What stays takes over from what leaves: {', '.join(MODES)}."),
     ] = "auto",
+    rotate: Annotated[
+        bool, typer.Option("--rotate/--no-rotate", help="obs: turn channels to principal axes where that changes nothing.")
+    ] = True,
     interval: Annotated[
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Of the model's inputs; the data's, or as the weights tell.", show_default=False),
@@ -148,7 +151,7 @@ def prune(
         "criterion": criterion, "data": data, "samples": samples, "max_drop": max_drop, "max_ratio": max_ratio,
         "best_effort": best_effort, "min_channels": min_channels, "round_to": int(round_to) if round_to.isdecimal() else round_to,
         "profile": profile, "freeze": tuple(freeze or ()),
-        "mixing": mixing, "free": free, "compensate": compensate, "seed": seed,
+        "mixing": mixing, "free": free, "compensate": compensate, "rotate": rotate, "seed": seed,
     }  # fmt: skip
     if targets:
         alone = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Obs(Measured):
         alpha = RIDGE_SYNTHETIC if scene.data is None else RIDGE
         found: list[Eliminated] = []
         cuts: list[Cut] = []
-        for number, readers in _read(scene):
+        for number, readers in read(scene, range(len(scene.coupling.groups))):
             group = scene.group(number)
             systems = [system for reader in readers for system in reader.systems()]
             if not all(np.isfinite(system.unit) and np.isfinite(system.a).all() for system in systems):
@@ -98,10 +98,10 @@ def _by_magnitude(scene: Scene, number: int) -> Eliminated:
     return Eliminated(order, np.concatenate([[0.0], np.cumsum(scores[order])]) / max(float(scores.sum()), 1e-30))
 
 
-def _read(scene: Scene) -> Iterator[tuple[int, list[Reader]]]:
-    """Each group with what reads its channels, after that has seen the inputs."""
+def read(scene: Scene, numbers: Iterable[int]) -> Iterator[tuple[int, list[Reader]]]:
+    """Some groups, each with what reads its channels, after that has seen the inputs."""
     layers = linear_layers(scene.coupling)
-    waiting = list(range(len(scene.coupling.groups)))
+    waiting = list(numbers)
     while waiting:
         there: dict[int, list[Reader]] = {}
         room = float(MEMORY)

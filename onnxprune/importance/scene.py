@@ -18,7 +18,7 @@ from onnxprune.importance.pull import Feeds
 from onnxprune.importance.spread import stacked
 from onnxprune.importance.synthetic import plenty, synthetic
 from onnxprune.importance.units import Units
-from onnxprune.labels import BoolArray, IntArray
+from onnxprune.labels import BoolArray, IntArray, places_of
 from onnxprune.lossless import Handover, Left, Slot, Sum, all_sums, bias_slot
 from onnxprune.plan import make_plan
 from onnxprune.rules.notation import letters
@@ -36,7 +36,8 @@ _BEND = np.linspace(-3, 3, 25)
 class Scene:
     """A model of which the components ``removed`` have left; groups are looked at with the channels that are there.
 
-    ``heirs``: components that stand in for some that have left. ``data``: what the user gives to measure on.
+    ``heirs``: components that stand in for some that have left. ``data``: what the user gives to measure on. ``like``: a scene
+    whose synthetic inputs are taken.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Scene:
         *,
         data: Dataset | None = None,
         seed: int = 0,
+        like: Scene | None = None,
     ) -> None:
         self.coupling, self.graph, self.data = coupling, coupling.graph, data
-        self.interval, self._given, self._seed = interval or (0.0, 1.0), interval, seed
+        self.interval, self._given, self._seed, self._like = interval or (0.0, 1.0), interval, seed, like
         self.weights, self._removed = Left(coupling, removed), removed
         self.heirs = np.zeros_like(removed) if heirs is None else heirs
         self._root = coupling.components.root
@@ -127,6 +129,8 @@ class Scene:
     @cached_property
     def _plenty(self) -> list[Feeds]:
         """Synthetic inputs in the range that the user gives, or the weights tell."""
+        if self._like is not None:
+            return self._like._plenty
         return list(synthetic(self.coupling, self._given, samples=plenty(self.coupling), seed=self._seed))
 
     def group(self, number: int) -> ChannelGroup:
@@ -296,12 +300,8 @@ class Scene:
         roots = self.group(number).roots
         for factor in self.coupling.flow.tensors[name].factors:
             if factor.axes == (axis,):
-                owners = self._root[factor.labels]
-                order = np.argsort(owners, kind="stable")
-                first, last = (np.searchsorted(owners[order], roots, side) for side in ("left", "right"))
-                count = int(last[0] - first[0])
-                if count and (last - first == count).all():
-                    found: IntArray = order[first[:, None] + np.arange(count)]
+                found = places_of(self._root[factor.labels], roots)
+                if found is not None:
                     return found
         return None
 
