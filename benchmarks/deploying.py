@@ -8,8 +8,8 @@ smallest share of an output's variance that is kept (and of its variance between
 are 512 without labels: with seed 0 those that ``prepare.py`` takes, with others the same number drawn from the rest of its
 source. Where the source is small, they are made of what there is: eight crops of each of 32 photographs and 256 of VWW's
 pictures (SqueezeNet; half as many for the detectors), 250 pictures (VWW). Without data the seed is that of the synthetic
-inputs. Beside them, with seed 0, the same cut by ``--criterion l1 --compensate none``, and of dense layers by ``--criterion
-saliency --compensate merge``.
+inputs. Beside them the same without turning channels, where that is done; with seed 0 the same cut by ``--criterion l1
+--compensate none``, and of dense layers by ``--criterion saliency --compensate merge``.
 
 FOLDER of ``--data`` holds ``models/``, ``raw/`` and ``prepare.py``; ``--nets`` what ``train_paoding.py`` made of ``mnist_wide``
 and ``mnist_mlp``; ``--out`` is for what is made. Rows that ``deploying.json`` beside this file has already are not measured
@@ -179,7 +179,8 @@ def _bgr(mean: tuple[float, ...], scale: tuple[float, ...]) -> Callable[[np.ndar
 class Case:
     """A row of the table.
 
-    ``options``: what is cut. ``bar``: what is to be kept: the least accuracy, the most that may be lost of it (negative), or the
+    ``turns``: whether channels are turned to principal axes, so that it is also measured without that. ``options``: what is cut.
+    ``bar``: what is to be kept: the least accuracy, the most that may be lost of it (negative), or the
     least share of variance. ``data``: whether there are calibration samples.
     """
 
@@ -189,6 +190,7 @@ class Case:
     bar: float
     data: bool = True
     own: bool = False
+    turns: bool = False
 
     @property
     def measure(self) -> str:
@@ -226,12 +228,14 @@ CASES: dict[str, Case] = {
     "squeezenet, 32 photographs": Case("squeezenet_dc", prepared("squeezenet_dc"), _macs(0.7), -0.03),
     "vww": Case("vww_mobilenet", people, _macs(0.7), -0.03),
     "vww, a class each": Case("vww_mobilenet", prepared("vww_mobilenet"), _macs(0.7), -0.03),
-    "vit": Case("vit_pgd_cifar10", prepared("vit_pgd_cifar10"), _macs(0.7), -0.03),
-    "textgenrnn": Case("textgenrnn", characters(), _macs(0.7), -0.03),
-    "textgenrnn, 2048 windows": Case("textgenrnn", characters(2048), _macs(0.7), -0.03),
+    "vit": Case("vit_pgd_cifar10", prepared("vit_pgd_cifar10"), _macs(0.7), -0.03, turns=True),
+    "vit, no data": Case("vit_pgd_cifar10", prepared("vit_pgd_cifar10"), _macs(0.7), -0.03, data=False, turns=True),
+    "textgenrnn": Case("textgenrnn", characters(), _macs(0.7), -0.03, turns=True),
+    "textgenrnn, 2048 windows": Case("textgenrnn", characters(2048), _macs(0.7), -0.03, turns=True),
+    "textgenrnn, no data": Case("textgenrnn", characters(), _macs(0.7), -0.03, data=False, turns=True),
     "nanodet": Case("nanodet_m", NANODET, _macs(0.7), 0.95),
     "nanodet, noise": Case("nanodet_m", noise("nanodet_m"), _macs(0.7), 0.95),
-    "ultraface": Case("ultraface_rfb320", ULTRAFACE, _macs(0.7), 0.95),
+    "ultraface": Case("ultraface_rfb320", ULTRAFACE, _macs(0.7), 0.95, turns=True),
     "ultraface, noise": Case("ultraface_rfb320", noise("ultraface_rfb320"), _macs(0.7), 0.95),
 }
 
@@ -253,8 +257,8 @@ def main() -> None:
             if folder is None or not (folder / f"{case.model}.onnx").exists():
                 print(f"{name}: {case.model}.onnx is not there", flush=True)
                 continue
-            for method in ("obs", "l1", "merge") if seed == 0 else ("obs",):
-                if method == "merge" and case.options != UNITS:
+            for method in METHODS if seed == 0 else ("obs", "own axes"):
+                if (method == "merge" and case.options != UNITS) or (method == "own axes" and not case.turns):
                     continue
                 if given.again or (name, method, seed) not in {(r["case"], r["method"], r["seed"]) for r in _read()}:
                     _write(measured(name, method, seed, folder / f"{case.model}.onnx", source, given.out))
@@ -262,6 +266,7 @@ def main() -> None:
 
 METHODS = {
     "obs": ("--criterion", "obs"),
+    "own axes": ("--criterion", "obs", "--no-rotate"),
     "l1": ("--criterion", "l1", "--compensate", "none"),
     "merge": ("--criterion", "saliency", "--compensate", "merge"),
 }
@@ -275,7 +280,7 @@ def measured(name: str, method: str, seed: int, model: Path, source: Source, out
     pruned, report = out / f"{stem}.onnx", out / f"{stem}.json"
     command = [sys.executable, "-m", "onnxprune", "prune", model, "-o", pruned, "--report", report, "--seed", seed]
     command += [*METHODS[method], *case.options]
-    if case.data and method == "obs":
+    if case.data and "obs" in METHODS[method]:
         np.savez(out / "calibration.npz", **split.seen)  # type: ignore[arg-type]
         command += ["--data", out / "calibration.npz"]
     row: dict[str, Any] = {"case": name, "method": method, "seed": seed, "model": case.model, "bar": case.bar}

@@ -97,20 +97,22 @@ def _fair(results: dict[str, Any]) -> str:
 
 def _deploying(results: dict[str, Any]) -> str:
     """Case by case: the median over the seeds beside the bar, plain pruning and the best setting of every other tool."""
-    lines = [
-        "| network, what is left, data | original | bar | obs | seeds | agreement | l1 | Torch-Pruning | onnxsim | CPU s | MB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    columns = ("network, what is left, data", "original", "bar", "obs", "seeds", "agreement", "own axes", "l1")
+    columns += ("Torch-Pruning", "onnxsim", "CPU s", "MB")
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
     cases = dict.fromkeys(row["case"] for row in results["rows"] if row["method"] == "obs")
     for name in cases:
-        rows = {m: [r for r in results["rows"] if r["case"] == name and r["method"] == m] for m in ("obs", "l1")}
-        done = [row for row in rows["obs"] if "after" in row]
+        rows = {
+            method: [r for r in results["rows"] if r["case"] == name and r["method"] == method and "after" in r]
+            for method in ("obs", "own axes", "l1")
+        }
+        done = rows["obs"]
         if not done:
             continue
         before, after = done[0].get("before"), _median(done, "after")
         bar = done[0]["bar"] if done[0]["bar"] > 0 else before + done[0]["bar"]
         cells = [_points(before), _points(bar), f"**{_points(after)}**" if after >= bar else _points(after), str(len(done))]
-        cells += [_points(_median(done, "agreement")), _points(_median([r for r in rows["l1"] if "after" in r], "after"))]
+        cells += [_points(_median(done, "agreement"))] + [_points(_median(rows[m], "after")) for m in ("own axes", "l1")]
         peers = results.get("peers", {}).get(name, [])
         for tool in ("Torch-Pruning", "onnxsim"):
             found = [p["accuracy"] for p in peers if p["tool"].startswith(tool) and "accuracy" in p]

@@ -62,6 +62,11 @@ class Rungs:
         """Every other width, the widest among them."""
         return replace(self, widths=tuple(own[::-1][::2][::-1] for own in self.widths))
 
+    @property
+    def finer(self) -> Rungs:
+        """These and all multiples of four."""
+        return replace(self, widths=tuple(np.union1d(own, np.arange(4, own[-1], 4)) for own in self.widths))
+
     def only(self, groups: Collection[int]) -> Rungs:
         """The same where all but some groups stay as they are."""
         return replace(self, widths=tuple(own if n in groups else own[-1:] for n, own in enumerate(self.widths)))

@@ -108,6 +108,7 @@ def family(
     mixing: bool = False,
     free: bool = False,
     compensate: str = "auto",
+    rotate: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Family:
@@ -137,6 +138,7 @@ def family(
         round_to=round_to,
         profile=profile,
         compensate=compensate,
+        rotate=rotate,
         samples=samples,
         seed=seed,
     )

@@ -51,6 +51,8 @@ class Fit(Generic[S]):
         exact: whether the knapsack's cost is what the target is about. If it is something else in the same units, as time in
             those of work, the share holds for that as well (``latency`` of a price, in these units), unless the target's own
             would have to be much smaller.
+        own: the same knapsack by the target's own cost, where ``exact`` is not so: what it finds is taken where the search by the
+            other ends further below the limit.
         lost: what such a model loses on the data, as a share of all samples. ``measure``: what that is.
     """
 
@@ -62,6 +64,7 @@ class Fit(Generic[S]):
     lost: Callable[[S], float] | None = None
     measure: str = ""
     exact: bool = True
+    own: Knapsack | None = None
     checks: list[Check] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -143,7 +146,19 @@ class Fit(Generic[S]):
                 break
             closer = max(held - foreseen, offset + 1)
             offset = closer if held > limit and cost > floor else cost - foreseen + limit - floor
+        plain = None if best is not None and best[1] >= floor else self._by_own_cost(limit)
+        if plain is not None and (best is None or plain[1] > best[1]):
+            return plain
         return None if best is None else best[:2]
+
+    def _by_own_cost(self, limit: int) -> tuple[S, int] | None:
+        """The model with the least error within a limit of the target's own cost; None where there is none."""
+        if self.own is None:
+            return None
+        nothing = self.own.cost.total([0] * len(self.own.allowed))
+        counts = self.own.solve(limit - (self._before - self.own.cost.dead - nothing))
+        made = None if counts is None or not any(counts) else self._made(counts)
+        return made if made is not None and made[1] <= limit else None
 
     def _made(self, counts: Counts) -> tuple[S, int]:
         """A model, and what it costs."""

@@ -216,20 +216,23 @@ class Sampler:
             price = partial(self._timed, original, whole.macs, True) if target.kind == "macs" else _price
         else:
             footprint = Footprint(standing.coupling, target.size, standing.removed, orders)
-        met: list[Met] = []
+        met, timed = list[Met](), isinstance(footprint, Pace)
 
         def cut(rungs: Rungs | None) -> Standing:
-            limits = replace(self.limits, rungs=rungs)
+            limits = self.limits if rungs is None else replace(self.limits, rungs=rungs)
             sizes = zip(groups, standing.sizes, strict=True)
+            allowed = [removable(group, size, limits, target.max_ratio) for group, size in sizes]
+            work = Footprint(standing.coupling, target.size, standing.removed, orders) if timed and target.size != SPEED else None
             fit = Fit(
                 target,
-                Knapsack(curves, [removable(group, size, limits, target.max_ratio) for group, size in sizes], footprint),
+                Knapsack(curves, allowed, footprint),
                 whole,
                 lambda counts: self.take(standing, counts, data),
                 price,
                 None if judged is None else lambda found: judged.lost(self.compensated(found, data).cut().ready()),
                 "" if judged is None else judged.measure,
-                not isinstance(footprint, Pace),
+                not timed,
+                None if work is None else Knapsack(curves, allowed, work),
             )
             found, how = fit.find()
             met.append(how)

@@ -26,7 +26,7 @@ from onnxprune.graph import load
 from onnxprune.leastsquares import Refit
 from onnxprune.plan import Plan
 
-FIXED = {"criterion": "obs", "ratio": 0.5}
+FIXED = {"criterion": "obs", "ratio": 0.5, "rotate": False}
 
 
 def inputs(model: onnx.ModelProto, samples: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -31,6 +31,8 @@ INTEGER_LIMIT = 500_000_000
 """Bytes of a model that is not quantised just to see how fast that would be."""
 
 
+_FINER = "no model of the widths that are worth having meets the target; multiples of 4 channels were taken as well"
+
 _ALL_SLOWER = (
     "the model that meets the target is slower than the original, and no smaller cut meets it; nothing was written; "
     "ask for less, or give --round-to a number to have it nevertheless"
@@ -54,14 +56,16 @@ class Pacer:
         self._seed = seed
         self._rungs: dict[tuple[str, ...], tuple[Coupling, Rungs]] = {}
         self._track: _Track | None = None
-        self._lacking, self._alone, self._outcome = "", "", ""
+        self._lacking, self._alone, self._outcome, self._finer = "", "", "", ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of times that were foreseen, and of cuts that were not made."""
         foreseen = f"latencies are those of {self._profile.name}, and foreseen: no model was timed there"
         used = self._lacking or self._alone or self._rungs or self._track
-        return tuple(filter(None, ("" if self.here or not used else foreseen, self._alone, self._lacking, self._outcome)))
+        return tuple(
+            filter(None, ("" if self.here or not used else foreseen, self._alone, self._lacking, self._finer, self._outcome))
+        )
 
     @property
     def here(self) -> bool:
@@ -109,13 +113,13 @@ class Pacer:
         Raises:
             TargetError: a target is only met by slower models.
         """
+        self._outcome = self._finer = ""
         if not self.here:
-            return cut(rungs), None
+            return self._cut(cut, rungs), None
         track, speed = self._on(original), None
-        self._outcome = ""
         for said, tried in _tries(rungs):
             try:
-                found = cut(tried)
+                found = cut(tried) if said else self._cut(cut, tried)
             except TargetError as error:
                 if speed is None:
                     raise
@@ -126,6 +130,14 @@ class Pacer:
         if said and speed is None:
             self._outcome = "every cut that was tried makes the model slower, so none was made"
         return found, speed
+
+    def _cut(self, cut: Callable[[Rungs], Standing], rungs: Rungs) -> Standing:
+        """A cut to widths that are worth having, or where none of these meets a target, to others among them."""
+        try:
+            return cut(rungs)
+        except TargetError:
+            self._finer = _FINER
+            return cut(rungs.finer)
 
     def _look(self, coupling: Coupling, numbers: tuple[str, ...], *, grids: bool) -> None:
         """Measure what the profile lacks; or say so, if it is of another machine."""
