@@ -47,10 +47,12 @@ class Rungs:
     """The widths that are worth having, group by group: those at which a network really gets faster.
 
     ``owner``: for each label component the number of its group. ``widths``: of each group, ascending, the last is all of it.
+    ``mixed``: whether others are among them.
     """
 
     owner: IntArray
     widths: tuple[IntArray, ...]
+    mixed: bool = False
 
     def up(self, group: ChannelGroup, needed: int) -> int:
         """The narrowest such width that is enough, or all that the group still has."""
@@ -65,7 +67,7 @@ class Rungs:
     @property
     def finer(self) -> Rungs:
         """These and all multiples of four."""
-        return replace(self, widths=tuple(np.union1d(own, np.arange(4, own[-1], 4)) for own in self.widths))
+        return replace(self, widths=tuple(np.union1d(own, np.arange(4, own[-1], 4)) for own in self.widths), mixed=True)
 
     def only(self, groups: Collection[int]) -> Rungs:
         """The same where all but some groups stay as they are."""

@@ -51,6 +51,7 @@ class Fit(Generic[S]):
         exact: whether the knapsack's cost is what the target is about. If it is something else in the same units, as time in
             those of work, the share holds for that as well (``latency`` of a price, in these units), unless the target's own
             would have to be much smaller.
+        near: whether a model that is much smaller than asked for does not count.
         own: the same knapsack by the target's own cost, where ``exact`` is not so: what it finds is taken where the search by the
             other ends further below the limit.
         lost: what such a model loses on the data, as a share of all samples. ``measure``: what that is.
@@ -65,6 +66,7 @@ class Fit(Generic[S]):
     measure: str = ""
     exact: bool = True
     own: Knapsack | None = None
+    near: bool = False
     checks: list[Check] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,7 @@ class Fit(Generic[S]):
             return found, self._met(found, cost, True, lost)
         limit = self.target.limit(self.whole)
         made = self._within(limit)
-        if made is None:
+        if made is None or (self.near and made[1] < _MUCH * limit and not self.target.best_effort):
             if not self.target.best_effort:
                 raise TargetError(self._unreachable())
             made = self._made([int(allowed[-1]) for allowed in self.knapsack.allowed])

@@ -31,10 +31,10 @@ INTEGER_LIMIT = 500_000_000
 """Bytes of a model that is not quantised just to see how fast that would be."""
 
 
-_FINER = "no model of the widths that are worth having meets the target; multiples of 4 channels were taken as well"
+_FINER = "no model of the widths that are worth having comes near the target; multiples of 4 channels were taken as well"
 
 _ALL_SLOWER = (
-    "the model that meets the target is slower than the original, and no smaller cut meets it; nothing was written; "
+    "the model that meets the target is slower than the original, and no other cut comes near it; nothing was written; "
     "ask for less, or give --round-to a number to have it nevertheless"
 )
 
