@@ -22,8 +22,10 @@ CHECKS = 9
 _FINENESS = 256
 """Into how many parts of the original's cost such a search tells models apart."""
 
-_NEAR, _MUCH = 0.98, 0.8
-"""The share of a target that is near enough to it; and that to which it may fall for the sake of another cost."""
+_NEAR, _MUCH, _LEAST = 0.98, 0.8, 0.7
+"""The share of a target that is near enough to it; that to which it may fall for the sake of another cost; and that below which
+something else was found than what was asked for.
+"""
 
 _CORRECTIONS = 6
 """Rounds in which what was foreseen of a cost is corrected by what it turns out to be."""
@@ -88,7 +90,7 @@ class Fit(Generic[S]):
             return found, self._met(found, cost, True, lost)
         limit = self.target.limit(self.whole)
         made = self._within(limit)
-        if made is None or (self.near and made[1] < _MUCH * limit and not self.target.best_effort):
+        if made is None or (self.near and made[1] < _LEAST * limit and not self.target.best_effort):
             if not self.target.best_effort:
                 raise TargetError(self._unreachable())
             made = self._made([int(allowed[-1]) for allowed in self.knapsack.allowed])
@@ -148,7 +150,7 @@ class Fit(Generic[S]):
                 break
             closer = max(held - foreseen, offset + 1)
             offset = closer if held > limit and cost > floor else cost - foreseen + limit - floor
-        plain = None if best is not None and best[1] >= floor else self._by_own_cost(limit)
+        plain = None if best is not None and best[1] >= _LEAST * limit else self._by_own_cost(limit)
         if plain is not None and (best is None or plain[1] > best[1]):
             return plain
         return None if best is None else best[:2]

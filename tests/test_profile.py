@@ -290,7 +290,7 @@ def test_macs_are_bought_by_time() -> None:
 def test_steps_that_are_too_coarse_are_left(share: float) -> None:
     """Of kernels that work in blocks of 32 there are few models."""
     result = onnxprune.prune(network(), target=f"macs={share}", round_to="auto", profile=device(inputs=32, outputs=32))
-    assert 0.8 * share <= result.report.after.macs / result.report.before.macs <= share
+    assert 0.7 * share <= result.report.after.macs / result.report.before.macs <= share
     finer = any("multiples of 4 channels were taken as well" in note for note in result.report.notes)
     assert finer == (share in (0.8, 0.2))
     assert all(n % (4 if finer else 32) == 0 or n in WIDTHS for n in kept(result))
@@ -308,7 +308,7 @@ def test_time_follows_work(monkeypatch: pytest.MonkeyPatch, power: float) -> Non
     monkeypatch.setattr(pacer.Pacer, "time", share)
     profile = on_this_machine(monkeypatch, Clock([0.5] * 9))
     result = onnxprune.prune(network(), target="macs=0.5", round_to="auto", profile=profile)
-    assert 0.4 <= result.report.after.macs / before <= 0.5
+    assert 0.35 <= result.report.after.macs / before <= 0.5
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -20,7 +20,7 @@ from onnxprune.channels import ChannelGroup, Coupling, analyse
 from onnxprune.cli import app
 from onnxprune.cost import Cost, cost
 from onnxprune.data import Dataset
-from onnxprune.fit import removable
+from onnxprune.fit import Fit, removable
 from onnxprune.footprint import KINDS, Footprint
 from onnxprune.graph import Graph, load
 from onnxprune.importance import Scene, summed
@@ -118,6 +118,35 @@ class Chain:
             there[number] = case
         kept = [3, *(n - k for n, k in zip(self.sizes, there, strict=True)), 2]
         return sum(w * a * b for w, a, b in zip(self.weights, kept[:-1], kept[1:], strict=True))
+
+
+class Idle(Chain):
+    """What hardly gets cheaper before nearly all has left, as the time of small layers."""
+
+    def change(self, gone: list[int], numbers: list[int], cases: list[np.ndarray]) -> np.ndarray:
+        there = cases[0] if numbers else np.array(gone)
+        return np.where(there < 9, 200 - 2 * there, 0)
+
+
+@pytest.mark.parametrize(("own", "near", "left"), [(True, True, 100), (False, False, 20), (False, True, None)])
+def test_what_is_bought_by_another_cost_stays_near_the_target(own: bool, near: bool, left: int | None) -> None:
+    work, curves, allowed = Chain([10], [0, 10]), [np.arange(11.0)], [np.arange(10)]
+    fit: Fit[list[int]] = Fit(
+        Target.parse("macs=0.5"),
+        Knapsack(curves, allowed, Idle([10], [0, 10])),
+        Cost(0, 200, 0),
+        lambda counts: counts,
+        lambda counts: Cost(0, work.total(counts), 0, latency=190),
+        exact=False,
+        own=Knapsack(curves, allowed, work) if own else None,
+        near=near,
+    )
+    if left is None:
+        with pytest.raises(TargetError, match=r"target macs=0\.5 can't be met"):
+            fit.find()
+    else:
+        found, met = fit.find()
+        assert (work.total(found), met.after) == (left, left)
 
 
 def tiny(seed: int, groups: int) -> Knapsack:
