@@ -41,18 +41,21 @@ def read_table(source: Table, option: str) -> dict[str, float]:
 AUTO = "auto"
 """For ``round_to``: measure where a model really gets faster."""
 
+FINEST = 4
+"""Widths that are no multiples of this are slow in onnxruntime, or not possible at all."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rungs:
     """The widths that are worth having, group by group: those at which a network really gets faster.
 
     ``owner``: for each label component the number of its group. ``widths``: of each group, ascending, the last is all of it.
-    ``mixed``: whether others are among them.
+    ``finest``: whether no finer ones will be tried.
     """
 
     owner: IntArray
     widths: tuple[IntArray, ...]
-    mixed: bool = False
+    finest: bool = False
 
     def up(self, group: ChannelGroup, needed: int) -> int:
         """The narrowest such width that is enough, or all that the group still has."""
@@ -64,10 +67,10 @@ class Rungs:
         """Every other width, the widest among them."""
         return replace(self, widths=tuple(own[::-1][::2][::-1] for own in self.widths))
 
-    @property
-    def finer(self) -> Rungs:
-        """These and all multiples of four."""
-        return replace(self, widths=tuple(np.union1d(own, np.arange(4, own[-1], 4)) for own in self.widths), mixed=True)
+    def finer(self, step: int) -> Rungs:
+        """These and all multiples of a step."""
+        widths = tuple(np.union1d(own, np.arange(step, own[-1], step)) for own in self.widths)
+        return replace(self, widths=widths, finest=step == FINEST)
 
     def only(self, groups: Collection[int]) -> Rungs:
         """The same where all but some groups stay as they are."""

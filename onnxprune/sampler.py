@@ -233,7 +233,7 @@ class Sampler:
                 "" if judged is None else judged.measure,
                 not timed,
                 None if work is None else Knapsack(curves, allowed, work),
-                work is not None and rungs is not None and not rungs.mixed,
+                work is not None and rungs is not None and not rungs.finest,
             )
             found, how = fit.find()
             met.append(how)

@@ -291,9 +291,9 @@ def test_steps_that_are_too_coarse_are_left(share: float) -> None:
     """Of kernels that work in blocks of 32 there are few models."""
     result = onnxprune.prune(network(), target=f"macs={share}", round_to="auto", profile=device(inputs=32, outputs=32))
     assert 0.7 * share <= result.report.after.macs / result.report.before.macs <= share
-    finer = any("multiples of 4 channels were taken as well" in note for note in result.report.notes)
+    finer = any("multiples of 16 were taken as well" in note for note in result.report.notes)
     assert finer == (share in (0.8, 0.2))
-    assert all(n % (4 if finer else 32) == 0 or n in WIDTHS for n in kept(result))
+    assert all(n % (16 if finer else 32) == 0 or n in WIDTHS for n in kept(result))
 
 
 @pytest.mark.parametrize("power", [1.0, 0.3, 0.03])
@@ -312,7 +312,8 @@ def test_time_follows_work(monkeypatch: pytest.MonkeyPatch, power: float) -> Non
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_where_no_width_worth_having_will_do_others_are_taken(monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
+@pytest.mark.parametrize("step", [16, 8, 4])
+def test_where_no_width_worth_having_will_do_others_are_taken(monkeypatch: pytest.MonkeyPatch, here: bool, step: int) -> None:
     graph = load(network())
     standing = Standing.of(analyse(graph), analyse)
     one = pacer.Pacer(on_this_machine(monkeypatch, Clock([0.5] * 9)) if here else device())
@@ -320,14 +321,15 @@ def test_where_no_width_worth_having_will_do_others_are_taken(monkeypatch: pytes
 
     def cut(rungs: Rungs) -> Standing:
         asked.append(rungs.widths[0].tolist())
-        if len(asked) == 1:
+        assert rungs.finest == (len(asked[-1]) == 8)
+        if step not in asked[-1]:
             raise TargetError("too wide")
         return standing
 
     coarse = Rungs(np.zeros(1, np.int64), (np.array([30]),))
     assert one.fastest(graph, coarse, cut) == (standing, None)
-    assert asked == [[30], [4, 8, 12, 16, 20, 24, 28, 30]]
-    said = "no model of the widths that are worth having comes near the target; multiples of 4 channels were taken as well"
+    assert asked == [[30], [16, 30], [8, 16, 24, 30], [4, 8, 12, 16, 20, 24, 28, 30]][: {16: 2, 8: 3, 4: 4}[step]]
+    said = f"no model of the widths that are worth having comes near the target; multiples of {step} were taken as well"
     assert said in one.notes
 
 

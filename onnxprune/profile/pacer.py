@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocation import Rungs
+from onnxprune.allocation import FINEST, Rungs
 from onnxprune.channels import Coupling
 from onnxprune.errors import ModelError, TargetError
 from onnxprune.evaluate import Race, Speed, race
@@ -31,7 +31,9 @@ INTEGER_LIMIT = 500_000_000
 """Bytes of a model that is not quantised just to see how fast that would be."""
 
 
-_FINER = "no model of the widths that are worth having comes near the target; multiples of 4 channels were taken as well"
+_FINER = "no model of the widths that are worth having comes near the target; multiples of {} were taken as well"
+
+_STEPS = (16, 8, FINEST)
 
 _ALL_SLOWER = (
     "the model that meets the target is slower than the original, and no other cut comes near it; nothing was written; "
@@ -114,30 +116,45 @@ class Pacer:
             TargetError: a target is only met by slower models.
         """
         self._outcome = self._finer = ""
-        if not self.here:
-            return self._cut(cut, rungs), None
-        track, speed = self._on(original), None
-        for said, tried in _tries(rungs):
+        found, speed = self._reached(original, rungs, cut)
+        if speed is None or not speed.slower:
+            return found, speed
+        for said, tried in _smaller(rungs):
             try:
-                found = cut(tried) if said else self._cut(cut, tried)
+                found = cut(tried)
             except TargetError as error:
-                if speed is None:
-                    raise
                 raise TargetError(_ALL_SLOWER) from error
-            speed = track.speed(found.cut().ready(), said) if found.plan.cuts else None
+            speed = self._speed(original, found, said)
             if speed is None or not speed.slower:
                 break
-        if said and speed is None:
+        if speed is None:
             self._outcome = "every cut that was tried makes the model slower, so none was made"
         return found, speed
 
-    def _cut(self, cut: Callable[[Rungs], Standing], rungs: Rungs) -> Standing:
-        """A cut to widths that are worth having, or where none of these meets a target, to others among them."""
-        try:
-            return cut(rungs)
-        except TargetError:
-            self._finer = _FINER
-            return cut(rungs.finer)
+    def _reached(self, original: Graph, rungs: Rungs, cut: Callable[[Rungs], Standing]) -> tuple[Standing, Speed | None]:
+        """A cut to widths that are worth having; where none of these comes near a target, to others among them.
+
+        Raises:
+            TargetError: no cut meets it.
+        """
+        made: tuple[Standing, Speed | None] | None = None
+        for step in (0, *_STEPS):
+            try:
+                found = cut(rungs.finer(step) if step else rungs)
+            except TargetError:
+                if step == FINEST and made is None:
+                    raise
+                continue
+            self._finer = _FINER.format(step) if step else ""
+            made = found, self._speed(original, found, "")
+            if not step or made[1] is None or not made[1].slower:
+                break
+        assert made is not None, "the last one gives a model, or raises"
+        return made
+
+    def _speed(self, original: Graph, found: Standing, said: str) -> Speed | None:
+        """How fast a cut model is, where it can be timed."""
+        return self._on(original).speed(found.cut().ready(), said) if self.here and found.plan.cuts else None
 
     def _look(self, coupling: Coupling, numbers: tuple[str, ...], *, grids: bool) -> None:
         """Measure what the profile lacks; or say so, if it is of another machine."""
@@ -203,9 +220,8 @@ class _Track:
             return None
 
 
-def _tries(rungs: Rungs) -> Iterator[tuple[str, Rungs]]:
+def _smaller(rungs: Rungs) -> Iterator[tuple[str, Rungs]]:
     """Ever smaller cuts."""
-    yield "", rungs
     yield "fewer widths were chosen from, every other one", rungs.coarser
     widest = sorted(range(len(rungs.widths)), key=lambda n: -int(rungs.widths[n][-1]))
     yield "only the wider half of the groups was cut", rungs.coarser.only(widest[: (len(widest) + 1) // 2])
