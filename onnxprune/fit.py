@@ -75,8 +75,7 @@ class Fit(Generic[S]):
         self._size = self.target.size
         self._timed: list[tuple[tuple[S, int], Cost]] = []
         self._before = int(getattr(self.whole, self._size))
-        cost = self.knapsack.cost
-        self._offset = self._before - cost.dead - cost.total([0] * len(self.knapsack.allowed))
+        self._offset = self._beside(self.knapsack)
 
     def find(self) -> tuple[S, Met]:
         """The model, and how the target was met.
@@ -159,10 +158,13 @@ class Fit(Generic[S]):
         """The model with the least error within a limit of the target's own cost; None where there is none."""
         if self.own is None:
             return None
-        nothing = self.own.cost.total([0] * len(self.own.allowed))
-        counts = self.own.solve(limit - (self._before - self.own.cost.dead - nothing))
+        counts = self.own.solve(limit - self._beside(self.own))
         made = None if counts is None or not any(counts) else self._made(counts)
         return made if made is not None and made[1] <= limit else None
+
+    def _beside(self, knapsack: Knapsack) -> int:
+        """What the original costs beside what a knapsack knows of."""
+        return self._before - knapsack.cost.dead - knapsack.cost.total([0] * len(knapsack.allowed))
 
     def _made(self, counts: Counts) -> tuple[S, int]:
         """A model, and what it costs."""

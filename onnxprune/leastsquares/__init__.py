@@ -7,7 +7,7 @@ from onnxprune.leastsquares.recurrent import with_states
 from onnxprune.leastsquares.refit import Refit
 from onnxprune.leastsquares.ridge import ALPHAS, Eliminated, Solver, System, eliminate, gram
 from onnxprune.leastsquares.stored import Stored
-from onnxprune.leastsquares.tail import Tail, tail_of
+from onnxprune.leastsquares.tail import Tail, normalisation, tail_of
 from onnxprune.leastsquares.walk import Walk
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "eliminate",
     "gram",
     "linear_layers",
+    "normalisation",
     "tail_of",
     "visible",
     "with_states",

@@ -150,6 +150,12 @@ class Product(Linear):
         """Whether channels come second, and positions behind them."""
         return self.call.node.op in ("Conv", "ConvTranspose")
 
+    @property
+    def padded(self) -> bool:
+        """Whether zeros are put around what it reads, or cut off what it makes."""
+        _, _, _, pads, mode = self._options()
+        return self.convolves and (any(pads) or mode.startswith("SAME"))
+
     def made(self, coupling: Coupling, removed: BoolArray) -> BoolArray:
         """Which of its sums are left, (groups, outputs)."""
         (site,) = self.reads

@@ -72,14 +72,22 @@ def _only_reader(graph: Graph, name: str) -> Node | None:
     return node if node is not None and node.standard else None
 
 
-def _normalised(graph: Graph, node: Node, size: int) -> tuple[Array, Array] | None:
-    """How a normalisation scales and shifts each channel."""
+def normalisation(graph: Graph, node: Node) -> tuple[Array, Array] | None:
+    """How a BatchNormalization scales and shifts each channel, float64 (channels,); None where its statistics are not stored."""
     if any(name not in graph.weights for name in node.inputs[1:5]) or node.attributes.get("training_mode", 0):
         return None
     gamma, beta, mean, variance = (graph.weights.read(name).astype(np.float64) for name in node.inputs[1:5])
     scale = gamma / np.sqrt(variance + float(node.attributes.get("epsilon", 1e-5)))
-    least = 1e-4 * np.abs(scale).max(initial=0.0)
-    return (scale, beta - mean * scale) if len(scale) == size and (np.abs(scale) > least).all() else None
+    return scale, beta - mean * scale
+
+
+def _normalised(graph: Graph, node: Node, size: int) -> tuple[Array, Array] | None:
+    """The same where no channel is all but lost by it."""
+    found = normalisation(graph, node)
+    if found is None:
+        return None
+    least = 1e-4 * np.abs(found[0]).max(initial=0.0)
+    return found if len(found[0]) == size and (np.abs(found[0]) > least).all() else None
 
 
 def _clipped(graph: Graph, tail: Tail) -> Tail:

@@ -11,7 +11,7 @@ from onnxprune.flow import Step
 from onnxprune.graph import Graph
 from onnxprune.importance import Scene
 from onnxprune.labels import IntArray
-from onnxprune.leastsquares import Product
+from onnxprune.leastsquares import Product, normalisation
 from onnxprune.plan import PlanEdit
 from onnxprune.structure import Node
 from onnxprune.weights import Array
@@ -28,27 +28,24 @@ def absorbed(scene: Scene, number: int, step: Step, layers: Layers) -> list[Plan
     node, graph = step.call.node, scene.graph
     if node.op != "BatchNormalization" or not node.standard:
         return []
-    stored = [name if _own(graph, name) else "" for name in node.inputs[1:5]]
-    if not all(stored) or node.attributes.get("training_mode", 0):
+    stored, affine = node.inputs[1:5], normalisation(graph, node)
+    if affine is None or not all(_own(graph, name) for name in stored):
         return []
-    own = scene.places(number, node.inputs[1], 0)
+    own = scene.places(number, stored[0], 0)
     readers = _readers(scene, node.outputs[0], layers)
     if own is None or own.shape[1] != 1 or not readers:
         return []
-    gamma, beta, mean, variance = (graph.weights.read(name).astype(np.float64) for name in stored)
-    epsilon = float(node.attributes.get("epsilon", 1e-5))
-    scale = gamma / np.sqrt(variance + epsilon)
-    shift = (beta - mean * scale)[own[:, 0]]
+    scale, shift = (values[own[:, 0]] for values in affine)
     edits: list[PlanEdit] = []
     for layer in readers:
-        edit = _taken_over(scene, number, layer, scale[own[:, 0]], shift)
+        edit = _taken_over(scene, number, layer, scale, shift)
         if edit is None:
             return []
         edits.append(edit)
-    plain = [np.ones_like(gamma), np.zeros_like(beta), np.zeros_like(mean), np.full_like(variance, 1 - epsilon)]
-    for name, old, new in zip(stored, (gamma, beta, mean, variance), plain, strict=True):
-        old[own[:, 0]] = new[own[:, 0]]
-        edits.append(given(name, 0, old))
+    for name, neutral in zip(stored, (1.0, 0.0, 0.0, 1 - float(node.attributes.get("epsilon", 1e-5))), strict=True):
+        values = graph.weights.read(name).astype(np.float64)
+        values[own[:, 0]] = neutral
+        edits.append(given(name, 0, values))
     return edits
 
 
@@ -61,9 +58,8 @@ def _taken_over(scene: Scene, number: int, layer: Product, scale: Array, shift: 
     """A layer that scales and shifts what it reads first."""
     ((stored, axis),) = layer.stored
     places = scene.places(number, stored.tensor, axis)
-    bordered = layer.convolves and _padded(layer)
     alone = stored.own and stored.numbers is None and layer.groups == 1
-    if places is None or not alone or (np.abs(shift).max() and (bordered or layer.slot is None)):
+    if places is None or not alone or (np.abs(shift).max() and (layer.padded or layer.slot is None)):
         return None
     values = scene.graph.weights.read(stored.tensor).astype(np.float64)
     rows = np.moveaxis(values, axis, 0)
@@ -82,11 +78,6 @@ def _shifted(matrix: Array, layer: Product, places: IntArray, shift: Array) -> A
     """What a shift of each channel adds to a layer's sums, (1, outputs)."""
     columns = layer.places(places)
     return np.asarray(np.einsum("c,cpo->o", shift, matrix[0][columns])[None])
-
-
-def _padded(layer: Product) -> bool:
-    chosen = str(layer.call.attribute("auto_pad", "NOTSET") or "NOTSET")
-    return any(layer.call.attribute("pads", ()) or ()) or chosen not in ("NOTSET", "VALID")
 
 
 def _readers(scene: Scene, name: str, layers: Layers) -> list[Product]:

@@ -148,7 +148,7 @@ class Regions:
                 return axis, rows[:, 0]
         return None
 
-    @property
+    @cached_property
     def _outputs(self) -> set[str]:
         return {port.name for port in self._coupling.graph.outputs}
 
